@@ -1,0 +1,525 @@
+//! A container's cgroups on the host: making them, entering them, stopping what is in them,
+//! removing them.
+
+use super::{Missing, Plan, Write, devices, layout};
+use crate::error::{Context, Error, Pointer, Result};
+use crate::sys::file::{self, Failures};
+use crate::sys::{Call, bpf};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The cgroups of one container, as its state keeps them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cgroup {
+    /// Whether they are in the v2 hierarchy.
+    unified: bool,
+    /// One directory a v1 hierarchy, or one; none where the user may not have any.
+    directories: Vec<Directory>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Directory {
+    /// As in `Place`.
+    controllers: String,
+    /// The directory in the host's file system.
+    path: PathBuf,
+    /// Whether it was there before the container, and stays (runtime.md, "Delete").
+    #[serde(default)]
+    kept: bool,
+}
+
+impl Directory {
+    fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.split(',').any(|one| one == controller)
+    }
+}
+
+/// Whether a container's processes run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freeze {
+    /// They are stopped.
+    Frozen,
+    /// They run.
+    Thawed,
+}
+
+/// How often a step is tried that the kernel makes wait for processes to go away, with a pause
+/// that doubles from 1 ms up to 100 ms: 10 s in all.
+const TRIES: u32 = 105;
+
+fn pause_before(attempt: u32) {
+    std::thread::sleep(Duration::from_millis(1 << attempt.min(6)).min(Duration::from_millis(100)));
+}
+
+impl Cgroup {
+    /// What `create` will make, to be stored before it does.
+    pub fn planned(plan: &Plan) -> Self {
+        let directories = plan.places.iter().map(|place| Directory {
+            controllers: place.controllers.clone(),
+            path: place.directory(),
+            kept: false,
+        });
+        Cgroup { unified: plan.unified, directories: directories.collect() }
+    }
+
+    /// Makes the directories and writes the limits. On failure what was made is removed.
+    pub fn create(&mut self, plan: &Plan) -> Result<()> {
+        let mut made = Vec::new();
+        self.make(plan, &mut made).inspect_err(|_| {
+            for directory in made.iter().rev() {
+                // The error that led here is the one to report.
+                let _ = file::rmdir(directory);
+            }
+        })
+    }
+
+    fn make(&mut self, plan: &Plan, made: &mut Vec<PathBuf>) -> Result<()> {
+        let mut index = 0;
+        for place in &plan.places {
+            match self.make_directory(&mut index, &place.mount_point, made) {
+                Err(error) if is_refusal(&error) && layout::is_unprivileged() => return self.go_without(plan),
+                other => other?,
+            }
+        }
+        if self.unified {
+            self.enable_controllers(plan)?;
+        } else {
+            self.inherit_cpusets(plan)?;
+        }
+        for (at, write) in &plan.writes {
+            self.write(write).at(at)?;
+        }
+        match self.set_devices(&plan.devices) {
+            // In a user namespace devices can't be made, and the kernel lets nobody set rules.
+            Err(error) if is_refusal(&error) && layout::is_unprivileged() => {}
+            other => other?,
+        }
+        if let Some(owner) = plan.owner {
+            self.give_to(owner)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the directory at `index`; advances it, or drops the entry where the hierarchy isn't
+    /// mounted.
+    fn make_directory(&mut self, index: &mut usize, mount_point: &Path, made: &mut Vec<PathBuf>) -> Result<()> {
+        let path = self.directories[*index].path.clone();
+        match make_with_parents(&path, mount_point, made)? {
+            Made::New => {}
+            Made::Before => {
+                let inside = processes_in(&path)?.len();
+                if inside > 0 {
+                    let error = format!("container's cgroup is not empty: {inside} process(es) found in {path:?}");
+                    return Err(Error::new(error).at(Pointer::to("/linux/cgroupsPath")));
+                }
+                self.directories[*index].kept = true;
+            }
+            Made::NoHierarchy => {
+                self.directories.remove(*index);
+                return Ok(());
+            }
+        }
+        *index += 1;
+        Ok(())
+    }
+
+    /// An ordinary user without a cgroup to delegate goes without, unless limits are asked for.
+    fn go_without(&mut self, plan: &Plan) -> Result<()> {
+        self.directories.clear();
+        match plan.writes.first() {
+            None => Ok(()),
+            Some((at, _)) => Err(Error::new("this user may not make a cgroup, which the limit needs")
+                .at(at.clone())
+                .hint("run in a delegated cgroup, for example with `systemd-run --user --scope -p Delegate=yes`")),
+        }
+    }
+
+    /// The v2 directory, for clone3(2).
+    pub fn descriptor(&self) -> Result<Option<OwnedFd>> {
+        match self.directories.first().filter(|_| self.unified) {
+            None => Ok(None),
+            Some(directory) => Ok(Some(open_directory(&directory.path)?)),
+        }
+    }
+
+    /// Moves process `pid` in. On v2 it was cloned into its cgroup and this does nothing.
+    pub fn enter(&self, pid: Pid) -> Result<()> {
+        if self.unified {
+            return Ok(());
+        }
+        for directory in &self.directories {
+            file::write(&directory.file("cgroup.procs"), &pid.to_string())
+                .doing(|| "cannot enter the container's cgroup".into())?;
+        }
+        Ok(())
+    }
+
+    /// The cgroup `path` below this one, for `exec --cgroup` ([controllers:]path).
+    pub fn below(&self, controllers: Option<&str>, path: &Path) -> Self {
+        let mut below = self.clone();
+        for directory in &mut below.directories {
+            if controllers.is_none_or(|wanted| wanted.split(',').any(|one| directory.has(one))) {
+                directory.path = directory.path.join(path);
+            }
+        }
+        below
+    }
+
+    /// The v2 cgroup that process `pid` is in.
+    pub fn of_process(pid: Pid) -> Result<Self> {
+        let text = file::read(Path::new(&format!("/proc/{pid}/cgroup")))?;
+        let own = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+        let path = Path::new(layout::ROOT).join(own);
+        Ok(Cgroup { unified: true, directories: vec![Directory { controllers: String::new(), path, kept: true }] })
+    }
+
+    /// The directories: (controllers, path).
+    pub fn directories(&self) -> impl Iterator<Item = (&str, &Path)> {
+        self.directories.iter().map(|directory| (directory.controllers.as_str(), directory.path.as_path()))
+    }
+
+    fn directory_of(&self, controller: &str) -> Option<&Directory> {
+        if self.unified { self.directories.first() } else { self.directories.iter().find(|one| one.has(controller)) }
+    }
+
+    fn write(&self, write: &Write) -> Result<()> {
+        let mut missing = &write.missing;
+        let (mut name, mut value) = (&write.file, &write.value);
+        loop {
+            let result = match self.directory_of(write.controller) {
+                None => Err(crate::sys::Failed { call: format!("open({name:?})"), errno: Errno::ENOENT }),
+                Some(directory) => file::write(&directory.file(name), value),
+            };
+            match (result, missing) {
+                (Ok(()), _) => return Ok(()),
+                (Err(failed), Missing::Skip) if failed.errno == Errno::ENOENT => return Ok(()),
+                (Err(failed), Missing::Instead(other, converted)) if failed.errno == Errno::ENOENT => {
+                    (name, value, missing) = (other, converted, &Missing::Error);
+                }
+                (Err(failed), _) => {
+                    let absent = failed.errno == Errno::ENOENT;
+                    let error = Error::from(failed).prefix(&format!("cannot set {name} to {value:?}"));
+                    let hint = format!("this host has no cgroup controller {:?}, or not this part of it", write.controller);
+                    return Err(if absent { error.hint(hint) } else { error });
+                }
+            }
+        }
+    }
+
+    /// Enables in every ancestor the controllers that it has and its children don't.
+    fn enable_controllers(&self, plan: &Plan) -> Result<()> {
+        let Some(place) = plan.places.first() else { return Ok(()) };
+        let available = file::read(&place.mount_point.join("cgroup.controllers"))?;
+        let enabled = file::read(&place.directory().join("cgroup.controllers"))?;
+        let has = |controllers: &str, one: &str| controllers.split_whitespace().any(|other| other == one);
+        if available.split_whitespace().all(|controller| has(&enabled, controller)) {
+            return Ok(());
+        }
+        let mut level = place.mount_point.clone();
+        for part in &place.path {
+            let control = level.join("cgroup.subtree_control");
+            let have = file::read(&level.join("cgroup.controllers"))?;
+            let passed_on = file::read(&control)?;
+            for controller in have.split_whitespace().filter(|controller| !has(&passed_on, controller)) {
+                // One at a time: a single one that can't be had would take the others with it.
+                // Whether it is needed shows when a limit is written.
+                if let Err(failed) = file::write(&control, &format!("+{controller}")) {
+                    crate::log::debug(|| failed.to_string());
+                }
+            }
+            level.push(part);
+        }
+        Ok(())
+    }
+
+    /// A new v1 cpuset has neither CPUs nor memory nodes and takes no process.
+    fn inherit_cpusets(&self, plan: &Plan) -> Result<()> {
+        let place = plan.places.iter().find(|place| place.controllers.split(',').any(|one| one == "cpuset"));
+        let (Some(directory), Some(place)) = (self.directory_of("cpuset"), place) else { return Ok(()) };
+        for name in ["cpuset.cpus", "cpuset.mems"] {
+            let own = plan.writes.iter().any(|(_, write)| write.file == name);
+            if own {
+                let parent = directory.path.parent().unwrap_or(&place.mount_point);
+                cpuset_of(parent, name, &place.mount_point)?;
+            } else {
+                cpuset_of(&directory.path, name, &place.mount_point)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_devices(&self, rules: &[devices::Rule]) -> Result<()> {
+        let Some(directory) = self.directory_of("devices") else { return Ok(()) };
+        if self.unified {
+            return set_device_program(open_directory(&directory.path)?.as_fd(), rules);
+        }
+        let open = |name| file::open(AT_FDCWD, &directory.file(name), OFlag::O_WRONLY);
+        let (mut allow, mut deny) = (None, None);
+        for (allowed, line) in devices::v1_lines(rules)? {
+            let (slot, name) = if allowed { (&mut allow, "devices.allow") } else { (&mut deny, "devices.deny") };
+            let file = match slot {
+                Some(file) => file,
+                None => slot.insert(open(name)?),
+            };
+            file::write_to(file.as_fd(), &line)
+                .call(|| format!("write({name:?}, {line:?})"))
+                .at(&Pointer::to("/linux/resources/devices"))?;
+        }
+        Ok(())
+    }
+
+    /// Hands the v2 cgroup to `owner`, so that the container can make its own below it
+    /// (config-linux.md, "Cgroup ownership").
+    fn give_to(&self, owner: u32) -> Result<()> {
+        let Some(directory) = self.directories.first().filter(|_| self.unified) else { return Ok(()) };
+        let listed = file::read(Path::new("/sys/kernel/cgroup/delegate"))
+            .unwrap_or_else(|_| "cgroup.procs\ncgroup.subtree_control\ncgroup.threads".into());
+        let files = listed.lines().filter(|name| !name.is_empty()).map(|name| directory.file(name));
+        for path in std::iter::once(directory.path.clone()).chain(files) {
+            match nix::unistd::chown(&path, Some(owner.into()), None) {
+                Err(Errno::ENOENT) => {}
+                other => other.call(|| format!("chown({path:?}, {owner})"))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops all processes, or lets them go on.
+    pub fn set_freeze(&self, freeze: Freeze) -> Result<()> {
+        let Some(directory) = self.directory_of("freezer") else {
+            return Err(Error::new("the container has no freezer cgroup"));
+        };
+        let frozen = freeze == Freeze::Frozen;
+        if self.unified {
+            file::write(&directory.file("cgroup.freeze"), if frozen { "1" } else { "0" })?;
+        } else {
+            file::write(&directory.file("freezer.state"), if frozen { "FROZEN" } else { "THAWED" })?;
+        }
+        for attempt in 0..TRIES {
+            if self.is_settled(directory, freeze)? {
+                return Ok(());
+            }
+            pause_before(attempt);
+            if frozen && !self.unified {
+                // v1 can miss processes that are made meanwhile: thawing and starting again helps.
+                if attempt % 50 == 49 {
+                    file::write(&directory.file("freezer.state"), "THAWED")?;
+                }
+                file::write(&directory.file("freezer.state"), "FROZEN")?;
+            }
+        }
+        if frozen {
+            // A half-frozen container is worse than a running one.
+            self.set_freeze(Freeze::Thawed)?;
+        }
+        Err(Error::new("the container's processes could not be stopped in 10 s"))
+    }
+
+    fn is_settled(&self, directory: &Directory, freeze: Freeze) -> Result<bool> {
+        if self.unified {
+            let events = file::read(&directory.file("cgroup.events"))?;
+            let wanted = if freeze == Freeze::Frozen { "frozen 1" } else { "frozen 0" };
+            return Ok(events.lines().any(|line| line == wanted));
+        }
+        let state = file::read(&directory.file("freezer.state"))?;
+        Ok(state.trim() == if freeze == Freeze::Frozen { "FROZEN" } else { "THAWED" })
+    }
+
+    /// Whether the container itself was frozen, and not a cgroup above it.
+    pub fn freeze(&self) -> Freeze {
+        let frozen = self.directory_of("freezer").is_some_and(|directory| {
+            let name = if self.unified { "cgroup.freeze" } else { "freezer.self_freezing" };
+            file::read(&directory.file(name)).is_ok_and(|state| state.trim() == "1")
+        });
+        if frozen { Freeze::Frozen } else { Freeze::Thawed }
+    }
+
+    /// Lets processes go on that were killed while they were frozen: on v1 they end only then.
+    pub fn thaw_for_kill(&self) -> Result<()> {
+        match !self.unified && self.freeze() == Freeze::Frozen {
+            true => self.set_freeze(Freeze::Thawed),
+            false => Ok(()),
+        }
+    }
+
+    /// The processes in the container's cgroups, nested ones included.
+    pub fn processes(&self) -> Result<Vec<Pid>> {
+        match self.directories.first() {
+            None => Err(Error::new("the container has no cgroup that lists its processes")),
+            Some(directory) => Ok(processes_below(&directory.path)?.into_iter().map(Pid::from_raw).collect()),
+        }
+    }
+
+    /// Sends `signal` to all processes.
+    pub fn signal_all(&self, signal: i32) -> Result<()> {
+        let Some(first) = self.directories.first() else { return Ok(()) };
+        if self.unified && signal == Signal::SIGKILL as i32 && file::write(&first.file("cgroup.kill"), "1").is_ok() {
+            return Ok(());
+        }
+        // Frozen, they can neither fork nor end while their ids are read and used.
+        let was = self.freeze();
+        let frozen = self.set_freeze(Freeze::Frozen);
+        let mut failures = Failures::default();
+        for pid in processes_below(&first.path)? {
+            match send(pid, signal) {
+                Err(Errno::ESRCH) | Ok(()) => {}
+                Err(errno) => failures.note(Err::<(), _>(errno).call(|| format!("kill({pid}, {signal})"))),
+            }
+        }
+        // A frozen process gets even SIGKILL only when it thaws.
+        if frozen.is_ok() && (was == Freeze::Thawed || signal == Signal::SIGKILL as i32) {
+            self.set_freeze(Freeze::Thawed)?;
+        }
+        failures.into_result()
+    }
+
+    /// Whether the kernel has killed a process of the container for want of memory.
+    pub fn ran_out_of_memory(&self) -> bool {
+        let Some(directory) = self.directory_of("memory") else { return false };
+        let (file, key) = if self.unified { ("memory.events", "oom_kill ") } else { ("memory.oom_control", "oom_kill ") };
+        let events = file::read(&directory.file(file)).unwrap_or_default();
+        events.lines().any(|line| line.strip_prefix(key).is_some_and(|count| count != "0"))
+    }
+
+    /// Removes the directories with all cgroups that the container made in them. Waits for
+    /// processes that are on their way out.
+    pub fn remove(&self) -> Result<()> {
+        let mut failures = Failures::default();
+        for directory in self.directories.iter().filter(|directory| !directory.kept) {
+            failures.note(remove_tree(&directory.path));
+        }
+        failures.into_result().doing(|| "cannot remove the container's cgroup".into())
+    }
+}
+
+fn send(pid: i32, signal: i32) -> nix::Result<()> {
+    match Signal::try_from(signal) {
+        Ok(signal) => kill(Pid::from_raw(pid), signal),
+        Err(_) => {
+            let pidfd = crate::sys::process::pidfd_open(Pid::from_raw(pid)).map_err(|failed| failed.errno)?;
+            crate::sys::process::pidfd_send_signal(pidfd.as_fd(), signal).map_err(|failed| failed.errno)
+        }
+    }
+}
+
+/// Whether an error is the kernel's no to a user without the right.
+fn is_refusal(error: &Error) -> bool {
+    matches!(error.errno(), Some(Errno::EACCES | Errno::EPERM | Errno::EROFS))
+}
+
+enum Made {
+    New,
+    Before,
+    NoHierarchy,
+}
+
+/// Makes the cgroup at `path` in the hierarchy at `mount_point`, with those above it.
+fn make_with_parents(path: &Path, mount_point: &Path, made: &mut Vec<PathBuf>) -> Result<Made> {
+    let mkdir = |path: &Path| nix::unistd::mkdir(path, nix::sys::stat::Mode::from_bits_truncate(0o755));
+    match mkdir(path) {
+        Ok(()) => {
+            made.push(path.into());
+            Ok(Made::New)
+        }
+        Err(Errno::EEXIST) => Ok(Made::Before),
+        // Never the mount point: a directory made in its place would be one of the tmpfs below.
+        Err(Errno::ENOENT) if !mount_point.is_dir() => Ok(Made::NoHierarchy),
+        Err(Errno::ENOENT) => {
+            let parent = path.parent().filter(|parent| parent.starts_with(mount_point) && *parent != mount_point);
+            if let Some(parent) = parent {
+                make_with_parents(parent, mount_point, made)?;
+            }
+            mkdir(path).call(|| format!("mkdir({path:?})")).doing(|| "cannot make the container's cgroup".into())?;
+            made.push(path.into());
+            Ok(Made::New)
+        }
+        Err(errno) => {
+            Err::<Made, _>(errno).call(|| format!("mkdir({path:?})")).doing(|| "cannot make the container's cgroup".into())
+        }
+    }
+}
+
+/// The value of a cpuset file, taken over from the parent where it is empty.
+fn cpuset_of(directory: &Path, name: &str, mount_point: &Path) -> Result<String> {
+    let path = directory.join(name);
+    let own = file::read(&path)?;
+    if !own.trim().is_empty() || directory == mount_point {
+        return Ok(own);
+    }
+    let inherited = cpuset_of(directory.parent().unwrap_or(mount_point), name, mount_point)?;
+    file::write(&path, inherited.trim())?;
+    Ok(inherited)
+}
+
+/// Puts a program for `rules` in place of those that are attached, without a moment in between
+/// in which there is none.
+fn set_device_program(cgroup: BorrowedFd<'_>, rules: &[devices::Rule]) -> Result<()> {
+    let at = Pointer::to("/linux/resources/devices");
+    let program = bpf::load_device_program(&devices::program(rules)).at(&at)?;
+    let attached = bpf::device_programs(cgroup).at(&at)?;
+    let mut old = Vec::new();
+    for id in attached {
+        old.push(bpf::program_by_id(id).at(&at)?);
+    }
+    bpf::attach_device_program(cgroup, program.as_fd(), old.first().map(AsFd::as_fd)).at(&at)?;
+    for other in old.iter().skip(1) {
+        bpf::detach_device_program(cgroup, other).at(&at)?;
+    }
+    Ok(())
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd> {
+    Ok(file::open(AT_FDCWD, path, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?)
+}
+
+fn processes_in(directory: &Path) -> Result<Vec<i32>> {
+    let path = directory.join("cgroup.procs");
+    // Longer than one read in a container with thousands of processes.
+    let text = std::fs::read_to_string(&path).call(|| format!("read({path:?})"))?;
+    Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
+}
+
+/// The processes in a cgroup and those nested in it. A nested one may go away meanwhile.
+fn processes_below(directory: &Path) -> Result<BTreeSet<i32>> {
+    let mut processes: BTreeSet<i32> = match processes_in(directory) {
+        // A threaded cgroup lists its processes in the domain above; one being removed has none.
+        Err(error) if matches!(error.errno(), Some(Errno::ENOENT | Errno::ENODEV | Errno::EOPNOTSUPP)) => BTreeSet::new(),
+        other => other?.into_iter().collect(),
+    };
+    for child in children(directory) {
+        processes.extend(processes_below(&child)?);
+    }
+    Ok(processes)
+}
+
+fn children(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+}
+
+fn remove_tree(directory: &Path) -> crate::sys::Result<()> {
+    for attempt in 0..TRIES {
+        match file::rmdir(directory) {
+            Ok(()) | Err(Errno::ENOENT) => return Ok(()),
+            Err(Errno::EBUSY) => {
+                for child in children(directory) {
+                    remove_tree(&child)?;
+                }
+                pause_before(attempt);
+            }
+            Err(errno) => return Err(errno).call(|| format!("rmdir({directory:?})")),
+        }
+    }
+    Err(Errno::EBUSY).call(|| format!("rmdir({directory:?})"))
+}

@@ -1,0 +1,455 @@
+//! What config-linux.md forbids.
+
+use super::check::{goes_up, without_nul};
+use super::list;
+use crate::error::{Error, Pointer, Result};
+use oci_spec::runtime::{
+    Linux, LinuxIdMapping, LinuxNamespaceType, LinuxResources, LinuxSeccomp, LinuxSeccompAction, Mount, Spec,
+};
+use std::path::{Path, PathBuf};
+
+/// Adds what is wrong with `spec`'s Linux part.
+pub(super) fn check(spec: &Spec, errors: &mut Vec<Error>) {
+    let Some(linux) = spec.linux() else { return };
+    errors.extend(check_namespaces(linux).err());
+    errors.extend(check_names(spec, linux).err());
+    errors.extend(check_ids(linux, list(spec.mounts())).err());
+    errors.extend(check_sysctl(linux).err());
+    errors.extend(check_devices(linux).err());
+    errors.extend(check_paths(linux).err());
+    if let Some(path) = linux.cgroups_path() {
+        errors.extend(cgroups_path(path).err());
+    }
+    if let Some(resources) = linux.resources() {
+        errors.extend(check_resources(resources).err());
+    }
+    if let Some(seccomp) = linux.seccomp() {
+        errors.extend(check_seccomp(seccomp).err());
+    }
+    if linux.personality().as_ref().is_some_and(|personality| !list(personality.flags()).is_empty()) {
+        let error = Error::new("no flag is defined by the specification");
+        errors.push(error.at(Pointer::to("/linux/personality/flags")));
+    }
+}
+
+/// Whether the container has its own namespace of this type, new or joined.
+fn has(linux: &Linux, kind: LinuxNamespaceType) -> bool {
+    list(linux.namespaces()).iter().any(|namespace| namespace.typ() == kind)
+}
+
+fn check_namespaces(linux: &Linux) -> Result<()> {
+    let namespaces = list(linux.namespaces());
+    for (index, namespace) in namespaces.iter().enumerate() {
+        let at = Pointer::to("/linux/namespaces").index(index);
+        if namespaces[..index].iter().any(|earlier| earlier.typ() == namespace.typ()) {
+            return Err(Error::new(format!("a second namespace of type {}", namespace.typ())).at(at));
+        }
+        if let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
+            if !path.is_absolute() {
+                return Err(Error::new(format!("{path:?} is not an absolute path")).at(at.key("path")));
+            }
+            without_nul(path, at.key("path"))?;
+        }
+    }
+    if linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty()) {
+        let at = Pointer::to("/linux/timeOffsets");
+        let new = namespaces.iter().any(|namespace| {
+            namespace.typ() == LinuxNamespaceType::Time && namespace.path().as_ref().is_none_or(|path| path.as_os_str().is_empty())
+        });
+        if !new {
+            return Err(Error::new("needs a new time namespace in /linux/namespaces").at(at));
+        }
+        for (clock, offset) in linux.time_offsets().iter().flatten() {
+            if clock != "monotonic" && clock != "boottime" {
+                return Err(Error::new("a time namespace has the clocks monotonic and boottime").at(at.key(clock)));
+            }
+            if offset.nanosecs().is_some_and(|nanoseconds| nanoseconds > 999_999_999) {
+                return Err(Error::new("must be below a second").at(at.key(clock).key("nanosecs")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A name set without a UTS namespace of its own would be the host's.
+fn check_names(spec: &Spec, linux: &Linux) -> Result<()> {
+    let named = |name: &Option<String>| name.as_ref().is_some_and(|name| !name.is_empty());
+    for (pointer, name) in [("/hostname", spec.hostname()), ("/domainname", spec.domainname())] {
+        if named(name) && !has(linux, LinuxNamespaceType::Uts) {
+            let error = Error::new("it would change the host's: the container has no uts namespace");
+            return Err(error.at(Pointer::to(pointer)).hint("add {\"type\": \"uts\"} to /linux/namespaces"));
+        }
+    }
+    Ok(())
+}
+
+fn check_ids(linux: &Linux, mounts: &[Mount]) -> Result<()> {
+    let user_namespace = has(linux, LinuxNamespaceType::User);
+    let joined = list(linux.namespaces()).iter().any(|namespace| {
+        namespace.typ() == LinuxNamespaceType::User && namespace.path().as_ref().is_some_and(|path| !path.as_os_str().is_empty())
+    });
+    let maps = [("/linux/uidMappings", linux.uid_mappings()), ("/linux/gidMappings", linux.gid_mappings())];
+    for (pointer, map) in maps {
+        let at = Pointer::to(pointer);
+        match (user_namespace, list(map).is_empty()) {
+            (false, false) => {
+                return Err(Error::new("mappings without a user namespace").at(at).hint("add {\"type\": \"user\"} to /linux/namespaces"));
+            }
+            (true, true) if !joined => {
+                return Err(Error::new("missing: a new user namespace needs uid and gid mappings").at(at));
+            }
+            _ => check_map(list(map), &at)?,
+        }
+    }
+    for (index, mount) in mounts.iter().enumerate() {
+        let at = Pointer::to("/mounts").index(index);
+        check_map(list(mount.uid_mappings()), &at.key("uidMappings"))?;
+        check_map(list(mount.gid_mappings()), &at.key("gidMappings"))?;
+        let idmap = list(mount.options()).iter().any(|option| option == "idmap" || option == "ridmap");
+        if idmap && list(mount.uid_mappings()).is_empty() && !user_namespace {
+            let error = Error::new("idmap needs uidMappings and gidMappings, or a user namespace to take them from");
+            return Err(error.at(at));
+        }
+    }
+    Ok(())
+}
+
+fn check_map(map: &[LinuxIdMapping], at: &Pointer) -> Result<()> {
+    for (index, entry) in map.iter().enumerate() {
+        let fits = |start: u32| start.checked_add(entry.size()).is_some();
+        if entry.size() == 0 || !fits(entry.container_id()) || !fits(entry.host_id()) {
+            return Err(Error::new("an empty range, or one beyond the largest id").at(at.index(index)));
+        }
+        let overlap = |a: u32, other: &LinuxIdMapping, b: u32| {
+            u64::from(a) < u64::from(b) + u64::from(other.size()) && u64::from(b) < u64::from(a) + u64::from(entry.size())
+        };
+        for other in &map[..index] {
+            if overlap(entry.container_id(), other, other.container_id()) || overlap(entry.host_id(), other, other.host_id()) {
+                return Err(Error::new("overlaps with an earlier range").at(at.index(index)));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_sysctl(linux: &Linux) -> Result<()> {
+    let mut keys: Vec<_> = linux.sysctl().iter().flatten().collect();
+    keys.sort();
+    for (key, value) in keys {
+        let at = Pointer::to("/linux/sysctl").key(key);
+        let path = sysctl_path(key).map_err(|error| error.at(at.clone()))?;
+        if value.contains('\0') {
+            return Err(Error::new("contains a NUL character").at(at));
+        }
+        let path = path.to_str().unwrap_or_default();
+        let ipc = ["kernel/msgmax", "kernel/msgmnb", "kernel/msgmni", "kernel/sem", "kernel/shmall", "kernel/shmmax", "kernel/shmmni", "kernel/shm_rmid_forced"];
+        let needed = if path.starts_with("net/") {
+            LinuxNamespaceType::Network
+        } else if ipc.contains(&path) || path.starts_with("fs/mqueue/") {
+            LinuxNamespaceType::Ipc
+        } else if path == "kernel/domainname" || path == "kernel/hostname" {
+            LinuxNamespaceType::Uts
+        } else if path.starts_with("user/") {
+            LinuxNamespaceType::User
+        } else {
+            return Err(Error::new(format!("sysctl {key:?} is not in a separate kernel namespace: it would change the host's")).at(at));
+        };
+        if path == "kernel/hostname" {
+            return Err(Error::new("set by /hostname").at(at));
+        }
+        if !has(linux, needed) {
+            let error = format!("sysctl {key:?} would change the host's: the container has no {needed} namespace");
+            return Err(Error::new(error).at(at));
+        }
+    }
+    Ok(())
+}
+
+/// The path below /proc/sys of a sysctl key, written with dots or with slashes (sysctl(8)): what
+/// separates the first two parts separates them all, and the other one is part of a name.
+pub fn sysctl_path(key: &str) -> Result<PathBuf> {
+    let dotted = key.find(['.', '/']).is_none_or(|position| key.as_bytes()[position] == b'.');
+    let swap = |char| match char {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    let path: String = if dotted { key.chars().map(swap).collect() } else { key.into() };
+    let parts = path.split('/');
+    if parts.clone().count() < 2 || parts.into_iter().any(|part| matches!(part, "" | "." | "..")) || key.contains('\0') {
+        return Err(Error::new(format!("{key:?} is not the name of a sysctl")));
+    }
+    Ok(path.into())
+}
+
+/// config-linux.md, "Devices".
+fn check_devices(linux: &Linux) -> Result<()> {
+    use oci_spec::runtime::LinuxDeviceType;
+    for (index, device) in list(linux.devices()).iter().enumerate() {
+        let at = Pointer::to("/linux/devices").index(index);
+        let path = device.path();
+        if !path.is_absolute() || goes_up(path) || path.file_name().is_none() {
+            return Err(Error::new(format!("{path:?} is not the absolute path of a file")).at(at.key("path")));
+        }
+        without_nul(path, at.key("path"))?;
+        if device.typ() == LinuxDeviceType::A {
+            return Err(Error::new("a device is of type c, b, u or p").at(at.key("type")));
+        }
+        // dev_t has 12 bits for the major and 20 for the minor number.
+        if device.typ() != LinuxDeviceType::P {
+            for (key, number, end) in [("major", device.major(), 1 << 12), ("minor", device.minor(), 1 << 20)] {
+                if !(0..end).contains(&number) {
+                    return Err(Error::new(format!("{number} is not within 0 to {}", end - 1)).at(at.key(key)));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// maskedPaths, readonlyPaths and rootfsPropagation.
+fn check_paths(linux: &Linux) -> Result<()> {
+    let lists = [("/linux/maskedPaths", linux.masked_paths()), ("/linux/readonlyPaths", linux.readonly_paths())];
+    for (pointer, paths) in lists {
+        for (index, path) in list(paths).iter().enumerate() {
+            let at = Pointer::to(pointer).index(index);
+            if !Path::new(path).is_absolute() {
+                return Err(Error::new(format!("{path:?} is not an absolute path")).at(at));
+            }
+            without_nul(Path::new(path), at)?;
+        }
+        if !list(paths).is_empty() && !has(linux, LinuxNamespaceType::Mount) {
+            return Err(Error::new("needs a mount namespace in /linux/namespaces").at(Pointer::to(pointer)));
+        }
+    }
+    match linux.rootfs_propagation().as_deref() {
+        None | Some("" | "shared" | "rshared" | "slave" | "rslave" | "private" | "rprivate" | "unbindable" | "runbindable") => Ok(()),
+        Some(other) => Err(Error::new(format!("rootfsPropagation={other} is not supported")).at(Pointer::to("/linux/rootfsPropagation"))),
+    }
+}
+
+/// A cgroups path that stays where it is put. `..` is refused rather than resolved.
+pub fn cgroups_path(path: &Path) -> Result<()> {
+    let at = Pointer::to("/linux/cgroupsPath");
+    if goes_up(path) {
+        return Err(Error::new(format!("{path:?} must not contain \"..\"")).at(at));
+    }
+    if path.as_os_str().as_encoded_bytes().contains(&b'\n') {
+        return Err(Error::new("contains a newline").at(at));
+    }
+    without_nul(path, at)
+}
+
+fn check_resources(resources: &LinuxResources) -> Result<()> {
+    let at = Pointer::to("/linux/resources");
+    for (index, device) in list(resources.devices()).iter().enumerate() {
+        let at = at.key("devices").index(index);
+        use oci_spec::runtime::LinuxDeviceType::{P, U};
+        if matches!(device.typ(), Some(U | P)) {
+            return Err(Error::new("a rule is for type a, b or c").at(at.key("type")));
+        }
+        let access = device.access().as_deref().unwrap_or_default();
+        if access.is_empty() || !access.chars().all(|char| "rwm".contains(char)) {
+            return Err(Error::new(format!("{access:?} is not made of r, w and m")).at(at.key("access")));
+        }
+        for (key, number) in [("major", device.major()), ("minor", device.minor())] {
+            if number.is_some_and(|number| number < -1 || number > i64::from(i32::MAX)) {
+                return Err(Error::new("not a device number").at(at.key(key)));
+            }
+        }
+    }
+    if let Some(cpu) = resources.cpu() {
+        let at = at.key("cpu");
+        if let (Some(burst), Some(quota @ 1..)) = (cpu.burst(), cpu.quota())
+            && burst > quota as u64
+        {
+            return Err(Error::new(format!("{burst} is larger than the quota {quota}")).at(at.key("burst")));
+        }
+        if cpu.idle().is_some_and(|idle| !(0..=1).contains(&idle)) {
+            return Err(Error::new("must be 0 or 1").at(at.key("idle")));
+        }
+    }
+    if let Some(memory) = resources.memory() {
+        let at = at.key("memory");
+        if memory.swappiness().is_some_and(|value| value > 100) {
+            return Err(Error::new("must be within 0 to 100").at(at.key("swappiness")));
+        }
+        for (key, value) in [("limit", memory.limit()), ("reservation", memory.reservation()), ("swap", memory.swap())] {
+            if value.is_some_and(|value| value < -1) {
+                return Err(Error::new("must be -1 (unlimited) or a number of bytes").at(at.key(key)));
+            }
+        }
+        if let (Some(limit @ 1..), Some(swap @ 0..)) = (memory.limit(), memory.swap())
+            && swap < limit
+            && swap != 0
+        {
+            let error = format!("{swap} is for memory and swap together, and below the memory limit {limit}");
+            return Err(Error::new(error).at(at.key("swap")));
+        }
+    }
+    if resources.pids().is_some_and(|pids| pids.limit() < -1) {
+        return Err(Error::new("must be -1 (unlimited) or a number of tasks").at(at.key("pids").key("limit")));
+    }
+    for (index, limit) in list(resources.hugepage_limits()).iter().enumerate() {
+        let size = limit.page_size();
+        let digits = size.trim_end_matches(|char: char| !char.is_ascii_digit());
+        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) || !["KB", "MB", "GB"].contains(&&size[digits.len()..]) {
+            let at = at.key("hugepageLimits").index(index).key("pageSize");
+            return Err(Error::new(format!("{size:?} is not a size like 64KB, 2MB or 1GB")).at(at));
+        }
+    }
+    let mut keys: Vec<_> = resources.unified().iter().flatten().map(|(key, _)| key).collect();
+    keys.sort();
+    for key in keys {
+        if key.is_empty() || key.contains(['/', '\0']) || key.starts_with('.') || !key.contains('.') {
+            return Err(Error::new("not the name of a file in a cgroup").at(at.key("unified").key(key)));
+        }
+    }
+    check_devices_io(resources, &at)
+}
+
+fn check_devices_io(resources: &LinuxResources, at: &Pointer) -> Result<()> {
+    if let Some(block_io) = resources.block_io() {
+        for (index, device) in list(block_io.weight_device()).iter().enumerate() {
+            if device.weight().is_none() && device.leaf_weight().is_none() {
+                let at = at.key("blockIO").key("weightDevice").index(index);
+                return Err(Error::new("needs weight or leafWeight").at(at));
+            }
+        }
+    }
+    for (device, limits) in resources.rdma().iter().flatten() {
+        if limits.hca_handles().is_none() && limits.hca_objects().is_none() {
+            return Err(Error::new("needs hcaHandles or hcaObjects").at(at.key("rdma").key(device)));
+        }
+    }
+    Ok(())
+}
+
+fn check_seccomp(seccomp: &LinuxSeccomp) -> Result<()> {
+    let at = Pointer::to("/linux/seccomp");
+    let takes_errno = |action| matches!(action, LinuxSeccompAction::ScmpActErrno | LinuxSeccompAction::ScmpActTrace);
+    if seccomp.default_errno_ret().is_some() && !takes_errno(seccomp.default_action()) {
+        let error = format!("{} takes no errno", seccomp.default_action());
+        return Err(Error::new(error).at(at.key("defaultErrnoRet")));
+    }
+    if seccomp.listener_metadata().as_ref().is_some_and(|text| !text.is_empty()) && seccomp.listener_path().is_none() {
+        return Err(Error::new("without listenerPath").at(at.key("listenerMetadata")));
+    }
+    if seccomp.default_action() == LinuxSeccompAction::ScmpActNotify {
+        return Err(Error::new("SCMP_ACT_NOTIFY cannot be the default action").at(at.key("defaultAction")));
+    }
+    for (index, syscall) in list(seccomp.syscalls()).iter().enumerate() {
+        let at = at.key("syscalls").index(index);
+        if syscall.names().is_empty() {
+            return Err(Error::new("must name at least one system call").at(at.key("names")));
+        }
+        if syscall.errno_ret().is_some() && !takes_errno(syscall.action()) {
+            return Err(Error::new(format!("{} takes no errno", syscall.action())).at(at.key("errnoRet")));
+        }
+        if syscall.action() == LinuxSeccompAction::ScmpActNotify {
+            if seccomp.listener_path().is_none() {
+                return Err(Error::new("SCMP_ACT_NOTIFY without listenerPath").at(at.key("action")));
+            }
+            // The runtime's own calls between the loading of the filter and execve: nobody
+            // listens yet.
+            if let Some(name) = syscall.names().iter().find(|name| ["read", "write"].contains(&name.as_str())) {
+                return Err(Error::new(format!("SCMP_ACT_NOTIFY cannot be used for the {name} syscall")).at(at.key("action")));
+            }
+        }
+        if let Some(position) = list(syscall.args()).iter().position(|argument| argument.index() > 5) {
+            return Err(Error::new("a system call has arguments 0 to 5").at(at.key("args").index(position).key("index")));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::parse;
+
+    fn first_error(linux: &str) -> String {
+        let text = format!(
+            r#"{{"ociVersion":"1.0.0","root":{{"path":"r"}},
+                "process":{{"cwd":"/","args":["sh"],"user":{{"uid":0,"gid":0}}}},"linux":{{{linux}}}}}"#
+        );
+        let spec: Spec = parse(text.as_bytes()).expect("it parses");
+        super::super::check(&spec).first().map(ToString::to_string).unwrap_or_default()
+    }
+
+    #[test]
+    fn namespaces_ids_and_paths() {
+        let cases = [
+            (r#""namespaces":[{"type":"pid"},{"type":"pid"}]"#, "/linux/namespaces/1: a second namespace of type pid"),
+            (r#""namespaces":[{"type":"pid","path":"x"}]"#, "/linux/namespaces/0/path: \"x\" is not an absolute path"),
+            (
+                r#""namespaces":[{"type":"user"}]"#,
+                "/linux/uidMappings: missing: a new user namespace needs uid and gid mappings",
+            ),
+            (r#""maskedPaths":["x"],"namespaces":[{"type":"mount"}]"#, "/linux/maskedPaths/0: \"x\" is not an absolute path"),
+            (r#""rootfsPropagation":"odd""#, "/linux/rootfsPropagation: rootfsPropagation=odd is not supported"),
+            (r#""cgroupsPath":"/a/../b""#, "/linux/cgroupsPath: \"/a/../b\" must not contain \"..\""),
+        ];
+        for (linux, expected) in cases {
+            assert_eq!(first_error(linux), expected);
+        }
+    }
+
+    #[test]
+    fn mappings_must_not_overlap_or_overflow() {
+        let map = |map: &str| format!(r#""namespaces":[{{"type":"user"}}],"uidMappings":[{map}],"gidMappings":[{map}]"#);
+        let entry = |container, host, size| format!(r#"{{"containerID":{container},"hostID":{host},"size":{size}}}"#);
+        assert_eq!(first_error(&map(&entry(0, 1000, 10))), "");
+        assert!(first_error(&map(&entry(0, 1000, 0))).contains("empty range"));
+        assert!(first_error(&map(&entry(0, u32::MAX, 10))).contains("beyond the largest"));
+        let two = format!("{},{}", entry(0, 1000, 10), entry(20, 1009, 10));
+        assert_eq!(first_error(&map(&two)), "/linux/uidMappings/1: overlaps with an earlier range");
+    }
+
+    #[test]
+    fn sysctls_stay_in_their_namespaces_and_below_proc_sys() {
+        let path = |key| sysctl_path(key).map(|path| path.to_str().unwrap_or_default().to_owned()).ok();
+        assert_eq!(path("net.ipv4.ip_forward").as_deref(), Some("net/ipv4/ip_forward"));
+        assert_eq!(path("net/ipv4/conf/eth0.100/forwarding").as_deref(), Some("net/ipv4/conf/eth0.100/forwarding"));
+        assert_eq!(path("net.ipv4.conf.eth0/100.forwarding").as_deref(), Some("net/ipv4/conf/eth0.100/forwarding"));
+        for bad in ["", "net", "net..x", "/net/x", "net/../kernel/x", "../x", "net.ipv4."] {
+            assert_eq!(path(bad), None, "{bad}");
+        }
+        let sysctl = |key| first_error(&format!(r#""sysctl":{{"{key}":"1"}},"namespaces":[{{"type":"network"}}]"#));
+        assert_eq!(sysctl("net.ipv4.ip_forward"), "");
+        assert!(sysctl("kernel.shmmax").contains("no ipc namespace"));
+        assert!(sysctl("vm.swappiness").contains("is not in a separate kernel namespace"));
+    }
+
+    #[test]
+    fn resources() {
+        let resources = |text: &str| first_error(&format!(r#""resources":{{{text}}}"#));
+        for bad in [
+            r#""cpu":{"quota":1000,"burst":2000}"#,
+            r#""cpu":{"idle":2}"#,
+            r#""memory":{"swappiness":101}"#,
+            r#""memory":{"limit":2000,"swap":1000}"#,
+            r#""memory":{"limit":-2}"#,
+            r#""hugepageLimits":[{"pageSize":"2M","limit":1}]"#,
+            r#""unified":{"../x.y":"1"}"#,
+            r#""unified":{"cgroup/procs.x":"1"}"#,
+            r#""blockIO":{"weightDevice":[{"major":8,"minor":0}]}"#,
+            r#""devices":[{"allow":true,"access":"x"}]"#,
+        ] {
+            assert!(resources(bad).starts_with("/linux/resources/"), "{bad}: {}", resources(bad));
+        }
+        assert_eq!(resources(r#""memory":{"limit":2000,"swap":-1},"unified":{"memory.high":"1"}"#), "");
+    }
+
+    #[test]
+    fn seccomp() {
+        let seccomp = |text: &str| first_error(&format!(r#""seccomp":{{"defaultAction":"SCMP_ACT_ALLOW"{text}}}"#));
+        assert_eq!(seccomp(""), "");
+        assert!(seccomp(r#","defaultErrnoRet":1"#).contains("takes no errno"));
+        assert!(seccomp(r#","listenerMetadata":"x""#).contains("without listenerPath"));
+        assert!(seccomp(r#","syscalls":[{"names":[],"action":"SCMP_ACT_ERRNO"}]"#).contains("at least one"));
+        assert!(seccomp(r#","syscalls":[{"names":["a"],"action":"SCMP_ACT_NOTIFY"}]"#).contains("without listenerPath"));
+        let index = r#","syscalls":[{"names":["a"],"action":"SCMP_ACT_ERRNO","args":[{"index":6,"value":1,"op":"SCMP_CMP_EQ"}]}]"#;
+        assert_eq!(seccomp(index), "/linux/seccomp/syscalls/0/args/0/index: a system call has arguments 0 to 5");
+    }
+}

@@ -1,0 +1,73 @@
+//! The gate: a socket in the container's directory at which a created container waits until
+//! `start` comes.
+//!
+//! A socket rather than a fifo, because `start` has to hear what became of it: a failed
+//! startContainer hook or execve(2) is told over the same connection, and its closing by the
+//! kernel within execve(2) says that the program runs. Nobody else can come near: the directory
+//! has mode 0700 and isn't visible in the container.
+
+use super::Directory;
+use crate::error::Result;
+use crate::sys::Call;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, listen, socket,
+};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+const NAME: &str = "start.sock";
+
+/// Whether the container has a gate still: `start` removes it.
+pub fn is_there(directory: &Directory) -> bool {
+    directory.has(NAME)
+}
+
+/// Makes the gate.
+pub fn make(directory: &Directory) -> Result<OwnedFd> {
+    let listener = new_socket()?;
+    let address = address(directory)?;
+    bind(listener.as_raw_fd(), &address).call(|| format!("bind({:?})", directory.file(NAME)))?;
+    let one = Backlog::new(1).call(|| "listen(1)".into())?;
+    listen(&listener, one).call(|| format!("listen({:?})", directory.file(NAME)))?;
+    Ok(listener)
+}
+
+/// Waits at the gate for somebody to come.
+pub fn wait(gate: BorrowedFd<'_>) -> Result<OwnedFd> {
+    loop {
+        match accept4(gate.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+            Err(Errno::EINTR | Errno::ECONNABORTED) => {}
+            other => {
+                let fd = other.call(|| "accept4(start.sock)".into())?;
+                return Ok(crate::sys::socket::accepted(fd));
+            }
+        }
+    }
+}
+
+/// Goes to the gate; None where nobody waits there any more.
+pub fn enter(directory: &Directory) -> Result<Option<OwnedFd>> {
+    let link = new_socket()?;
+    match connect(link.as_raw_fd(), &address(directory)?) {
+        Ok(()) => Ok(Some(link)),
+        Err(Errno::ENOENT | Errno::ECONNREFUSED) => Ok(None),
+        Err(errno) => Ok(Err(errno).call(|| format!("connect({:?})", directory.file(NAME)))?),
+    }
+}
+
+/// Removes the gate.
+pub fn remove(directory: &Directory) -> Result<()> {
+    directory.unlink(NAME)
+}
+
+fn new_socket() -> Result<OwnedFd> {
+    Ok(socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
+        .call(|| "socket(AF_UNIX, SOCK_SEQPACKET)".into())?)
+}
+
+fn address(directory: &Directory) -> Result<UnixAddr> {
+    let fd = directory.as_fd().as_raw_fd();
+    // Through the descriptor: a socket's address has 108 bytes, and state roots are deeper.
+    let path = format!("/proc/self/fd/{fd}/{NAME}");
+    Ok(UnixAddr::new(path.as_str()).call(|| format!("sockaddr_un({path:?})"))?)
+}

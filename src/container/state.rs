@@ -1,0 +1,240 @@
+//! What is kept of a container, and what can be found out about it (runtime.md, "State").
+
+use super::{Directory, Store, gate};
+use crate::cgroup::{Cgroup, Freeze};
+use crate::config::{self, Config, SPEC_VERSION};
+use crate::error::{Error, Result};
+use crate::sys::process::{pidfd_open, pidfd_send_signal};
+use nix::errno::Errno;
+use nix::unistd::Pid;
+use oci_spec::runtime::Hook;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+const STATE: &str = "state.json";
+
+/// What `create` keeps for the commands that follow.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    /// The specification's version that this state complies with.
+    pub oci_version: String,
+    /// The container's id.
+    pub id: String,
+    /// The bundle's absolute path.
+    pub bundle: PathBuf,
+    /// The root file system's absolute path.
+    pub rootfs: PathBuf,
+    /// When it was created, as RFC 3339 has it.
+    pub created: String,
+    /// The user who created it.
+    pub owner: u32,
+    /// The annotations of config.json.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// The container's first process; None until it is made.
+    pub init: Option<Init>,
+    /// Its cgroups.
+    pub cgroup: Cgroup,
+    /// CLONE_NEW* of the namespaces that it has, new or joined.
+    pub namespaces: i32,
+    /// Whether it has a pid namespace of its own, which ends with its first process.
+    pub own_pid_namespace: bool,
+    /// Whether config.json has a process to start.
+    pub has_process: bool,
+    /// Hooks that later commands run.
+    #[serde(default)]
+    pub poststart: Vec<Hook>,
+    /// See `poststart`.
+    #[serde(default)]
+    pub poststop: Vec<Hook>,
+    /// Who is sent the seccomp listener at the start.
+    pub listener: Option<Listener>,
+}
+
+/// A process, told apart from a later one with the same id by when it started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Init {
+    /// Its process id on the host.
+    pub pid: i32,
+    /// When it started, in clock ticks after boot (proc_pid_stat(5), field 22).
+    pub start_time: u64,
+}
+
+impl Init {
+    /// Process `pid` as it is now; None if it is gone.
+    pub fn now(pid: Pid) -> Option<Self> {
+        let stat = procfs::process::Process::new(pid.as_raw()).and_then(|process| process.stat()).ok()?;
+        // A zombie has ended, whoever may still have to collect it.
+        (!matches!(stat.state, 'Z' | 'X')).then_some(Init { pid: pid.as_raw(), start_time: stat.starttime })
+    }
+
+    /// Its id.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.pid)
+    }
+
+    /// Whether it hasn't ended.
+    pub fn is_alive(&self) -> bool {
+        Init::now(self.pid()) == Some(*self)
+    }
+
+    /// A descriptor of this very process; None if it has ended.
+    pub fn pidfd(&self) -> Result<Option<OwnedFd>> {
+        match pidfd_open(self.pid()) {
+            // Checked after opening: the descriptor can't change its meaning, the number can.
+            Ok(pidfd) => Ok(self.is_alive().then_some(pidfd)),
+            Err(failed) if failed.errno == Errno::ESRCH => Ok(None),
+            Err(failed) => Err(failed.into()),
+        }
+    }
+}
+
+/// The seccomp agent (config-linux.md, "Seccomp", listenerPath).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// Its socket.
+    pub path: PathBuf,
+    /// What it is told beside the state.
+    pub metadata: Option<String>,
+}
+
+/// What a container is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// `create` is at work.
+    Creating,
+    /// It waits for `start`.
+    Created,
+    /// Its program runs.
+    Running,
+    /// Its processes are frozen.
+    Paused,
+    /// Its first process has ended.
+    Stopped,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Status::Creating => "creating",
+            Status::Created => "created",
+            Status::Running => "running",
+            Status::Paused => "paused",
+            Status::Stopped => "stopped",
+        })
+    }
+}
+
+impl State {
+    /// The state as the specification defines it, for hooks and the seccomp agent.
+    pub fn for_hooks(&self, status: Status, pid: Option<Pid>) -> Value {
+        spec_state(&self.id, &status.to_string(), &self.bundle, &self.annotations, pid)
+    }
+}
+
+/// A state as the specification defines it (runtime.md, "State").
+pub fn spec_state(
+    id: &str,
+    status: &str,
+    bundle: &Path,
+    annotations: &BTreeMap<String, String>,
+    pid: Option<Pid>,
+) -> Value {
+    let mut state = json!({"ociVersion": SPEC_VERSION, "id": id, "status": status, "bundle": bundle});
+    if let Some(pid) = pid {
+        state["pid"] = pid.as_raw().into();
+    }
+    if !annotations.is_empty() {
+        state["annotations"] = json!(annotations);
+    }
+    state
+}
+
+/// A container that exists: its directory and its state.
+#[derive(Debug)]
+pub struct Container {
+    /// Where it is kept.
+    pub directory: Directory,
+    /// What is kept.
+    pub state: State,
+}
+
+impl Container {
+    /// Container `id`, or the error that engines know.
+    pub fn load(store: &Store, id: &str) -> Result<Self> {
+        let missing = || Error::new("container does not exist");
+        let directory = store.open(id)?.ok_or_else(missing)?;
+        let text = directory.read(STATE)?.ok_or_else(missing)?;
+        let state = serde_json::from_slice(&text)
+            .map_err(|error| Error::new(format!("{:?} is damaged: {error}", directory.file(STATE))))?;
+        Ok(Container { directory, state })
+    }
+
+    /// The cgroups of a container whose state can't be read as a whole.
+    pub fn salvage(directory: &Directory) -> (Cgroup, Option<Init>) {
+        let text = directory.read(STATE).ok().flatten().unwrap_or_default();
+        let mut state: Value = serde_json::from_slice(&text).unwrap_or_default();
+        let cgroup = serde_json::from_value(state["cgroup"].take()).unwrap_or_default();
+        (cgroup, serde_json::from_value(state["init"].take()).unwrap_or_default())
+    }
+
+    /// Keeps the state.
+    pub fn save(&self) -> Result<()> {
+        let text = serde_json::to_vec(&self.state).map_err(|error| Error::new(error.to_string()))?;
+        self.directory.replace(STATE, &text)
+    }
+
+    /// Keeps the configuration for `exec`.
+    pub fn save_config(&self, text: &[u8]) -> Result<()> {
+        self.directory.write(config::FILE, text)
+    }
+
+    /// The configuration that the container was created with.
+    pub fn config(&self) -> Result<Config> {
+        Config::stored(&self.directory.file(config::FILE), &self.state.bundle)
+    }
+
+    /// What the container is doing.
+    pub fn status(&self) -> Result<Status> {
+        let Some(init) = self.state.init else {
+            return Ok(if self.directory.is_locked()? { Status::Creating } else { Status::Stopped });
+        };
+        if !init.is_alive() {
+            return Ok(Status::Stopped);
+        }
+        if self.state.cgroup.freeze() == Freeze::Frozen {
+            return Ok(Status::Paused);
+        }
+        if self.directory.is_locked()? {
+            return Ok(Status::Creating);
+        }
+        // A `start` that was killed leaves the gate behind, and nobody at it.
+        if gate::is_there(&self.directory) && gate::enter(&self.directory)?.is_some() {
+            return Ok(Status::Created);
+        }
+        Ok(Status::Running)
+    }
+
+    /// The first process, if it hasn't ended.
+    pub fn live_init(&self) -> Option<Init> {
+        self.state.init.filter(Init::is_alive)
+    }
+
+    /// Sends signal number `signal` to the first process; false where it has ended.
+    pub fn signal_init(&self, signal: i32) -> Result<bool> {
+        let Some(pidfd) = self.state.init.map(|init| init.pidfd()).transpose()?.flatten() else {
+            return Ok(false);
+        };
+        match pidfd_send_signal(pidfd.as_fd(), signal) {
+            Ok(()) => Ok(true),
+            Err(failed) if failed.errno == Errno::ESRCH => Ok(false),
+            Err(failed) => Err(failed.into()),
+        }
+    }
+}

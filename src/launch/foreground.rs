@@ -1,0 +1,214 @@
+//! Staying with a process: its signals, its terminal, its end.
+
+use super::Child;
+use crate::error::{Context, Error, Result};
+use crate::sys::process::pidfd_send_signal;
+use crate::sys::{Call, inherited, socket, terminal};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::termios::{self, SetArg, Termios};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, read, write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Makes processes that the container's leave behind this one's children, so that they are
+/// collected (prctl(2), PR_SET_CHILD_SUBREAPER).
+pub fn become_subreaper() -> Result<()> {
+    Ok(nix::sys::prctl::set_child_subreaper(true).call(|| "prctl(PR_SET_CHILD_SUBREAPER, 1)".into())?)
+}
+
+/// What is set up before the process runs, so that nothing of it is missed.
+pub struct Foreground {
+    signals: SignalFd,
+    terminal: Option<Relay>,
+}
+
+/// Copies between the caller's terminal and the container's.
+struct Relay {
+    master: OwnedFd,
+    /// The caller's terminal as it was; None where its input is something else.
+    before: Option<Termios>,
+    input_open: bool,
+    output_open: bool,
+}
+
+impl Foreground {
+    /// Takes over the signals, and the terminal that is sent over `console`.
+    pub fn prepare(console: Option<OwnedFd>) -> Result<Self> {
+        let mut all = SigSet::all();
+        // What the kernel sends for a fault of ours must end us.
+        for fault in [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE, Signal::SIGABRT] {
+            all.remove(fault);
+        }
+        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&all), None).call(|| "sigprocmask(SIG_BLOCK)".into())?;
+        let signals = SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+            .call(|| "signalfd4".into())?;
+        Ok(Foreground { signals, terminal: console.map(Relay::receive).transpose()? })
+    }
+
+    /// Passes on signals and the terminal's bytes until `child` ends; returns its exit status,
+    /// which is 128 and the number for a signal, as shells have it.
+    pub fn wait_for(&mut self, child: &Child) -> Result<i32> {
+        loop {
+            let (ended, signal, input, output) = {
+                let stdin = inherited(0);
+                let relay = self.terminal.as_ref();
+                let mut fds = vec![
+                    PollFd::new(child.pidfd.as_fd(), PollFlags::POLLIN),
+                    PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+                ];
+                let reads = relay.is_some_and(|relay| relay.input_open);
+                let writes = relay.filter(|relay| relay.output_open);
+                if reads {
+                    fds.push(PollFd::new(stdin, PollFlags::POLLIN));
+                }
+                if let Some(relay) = writes {
+                    fds.push(PollFd::new(relay.master.as_fd(), PollFlags::POLLIN));
+                }
+                match poll(&mut fds, PollTimeout::NONE) {
+                    Ok(_) => {}
+                    Err(Errno::EINTR) => continue,
+                    Err(errno) => Err(errno).call(|| "poll".into())?,
+                }
+                let ready = |index: usize| fds.get(index).is_some_and(|fd| fd.any().unwrap_or(true));
+                let output = writes.is_some() && ready(if reads { 3 } else { 2 });
+                (ready(0), ready(1), reads && ready(2), output)
+            };
+            if signal {
+                self.pass_on_signals(child)?;
+            }
+            if let Some(relay) = &mut self.terminal {
+                if output {
+                    relay.copy_output();
+                }
+                if input {
+                    relay.copy_input();
+                }
+            }
+            if ended {
+                return self.end(child);
+            }
+        }
+    }
+
+    fn pass_on_signals(&mut self, child: &Child) -> Result<()> {
+        while let Some(info) = self.signals.read_signal().call(|| "read(signalfd)".into())? {
+            match info.ssi_signo as i32 {
+                libc::SIGCHLD => collect_others(child.pid),
+                libc::SIGWINCH if self.terminal.is_some() => self.terminal.iter().for_each(Relay::resize),
+                // About this process's own reads and writes.
+                libc::SIGPIPE | libc::SIGURG | libc::SIGTTOU | libc::SIGTTIN => {}
+                number => match pidfd_send_signal(child.pidfd.as_fd(), number) {
+                    Err(failed) if failed.errno != Errno::ESRCH => Err(failed)?,
+                    _ => {}
+                },
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, child: &Child) -> Result<i32> {
+        let status = waitpid(child.pid, None).call(|| format!("wait4({})", child.pid))?;
+        if let Some(relay) = &mut self.terminal {
+            relay.drain();
+        }
+        match status {
+            WaitStatus::Exited(_, status) => Ok(status),
+            WaitStatus::Signaled(_, signal, _) => Ok(128 + signal as i32),
+            other => Err(Error::new(format!("unexpected wait status {other:?}"))),
+        }
+    }
+}
+
+/// Collects children that were left to this process, but not the one that is waited for.
+fn collect_others(child: Pid) {
+    use nix::sys::wait::{Id, waitid};
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    while let Ok(status) = waitid(Id::All, flags) {
+        match status.pid().filter(|&pid| pid != child) {
+            Some(pid) => drop(waitpid(pid, None)),
+            // The child itself, which hides others that come after it until it is waited for.
+            None => return,
+        }
+    }
+}
+
+impl Relay {
+    /// Takes the terminal that the process sends, and makes the caller's pass on every byte.
+    fn receive(console: OwnedFd) -> Result<Self> {
+        let (_, master) = socket::receive(console.as_fd(), &mut [0; 64])?;
+        let master = master.ok_or_else(|| Error::new("the container sent no terminal"))?;
+        let stdin = inherited(0);
+        let before = termios::tcgetattr(stdin).ok();
+        if let Some(before) = &before {
+            let mut raw = before.clone();
+            termios::cfmakeraw(&mut raw);
+            termios::tcsetattr(stdin, SetArg::TCSANOW, &raw)
+                .call(|| "tcsetattr(0)".into())
+                .doing(|| "cannot set the terminal to raw mode".into())?;
+        }
+        let relay = Relay { master, before, input_open: true, output_open: true };
+        relay.resize();
+        Ok(relay)
+    }
+
+    /// Gives the container's terminal the caller's size.
+    fn resize(&self) {
+        if let Ok(size) = terminal::size(inherited(0)) {
+            // A terminal that has just gone away needs no size.
+            let _ = terminal::set_size(self.master.as_fd(), &size);
+        }
+    }
+
+    fn copy_input(&mut self) {
+        self.input_open = copy(inherited(0), self.master.as_fd());
+    }
+
+    fn copy_output(&mut self) {
+        self.output_open = copy(self.master.as_fd(), inherited(1));
+    }
+
+    /// Copies what the process has written before it ended.
+    fn drain(&mut self) {
+        while self.output_open {
+            let mut ready = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut ready, PollTimeout::ZERO) {
+                Ok(1..) => self.copy_output(),
+                _ => return,
+            }
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if let Some(before) = &self.before {
+            let _ = termios::tcsetattr(inherited(0), SetArg::TCSANOW, before);
+        }
+    }
+}
+
+/// Copies once; false where one side is closed.
+fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> bool {
+    let mut buffer = [0; 8192];
+    let length = match read(from, &mut buffer) {
+        Ok(0) | Err(Errno::EIO) => return false,
+        Ok(length) => length,
+        Err(errno) => return matches!(errno, Errno::EINTR | Errno::EAGAIN),
+    };
+    let mut rest = &buffer[..length];
+    while !rest.is_empty() {
+        match write(to, rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => {
+                let mut ready = [PollFd::new(to, PollFlags::POLLOUT)];
+                let _ = poll(&mut ready, PollTimeout::NONE);
+            }
+            Err(_) => return false,
+        }
+    }
+    true
+}

@@ -1,0 +1,102 @@
+//! The process that becomes the container's: it walks its list of steps and executes the program.
+
+use crate::container::gate;
+use crate::error::{Error, Result};
+use crate::link::{Link, Message};
+use crate::plan::Plan;
+use crate::root::Root;
+use crate::steps::{Found, Init};
+use crate::sys::Call;
+use crate::sys::process::{abandon, close_on_exec_from, exit};
+use nix::errno::Errno;
+use nix::sched::CloneFlags;
+use nix::sys::stat::{Mode, umask};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::path::Path;
+
+/// What the process takes along from the runtime.
+pub struct Luggage {
+    /// The connection to the runtime.
+    pub link: Link,
+    /// The socket that is sent the terminal.
+    pub console: Option<OwnedFd>,
+    /// Mounts that the runtime has opened.
+    pub trees: Vec<(usize, OwnedFd)>,
+    /// Namespaces to join.
+    pub namespaces: Vec<(CloneFlags, OwnedFd)>,
+    /// How many descriptors beyond the standard streams the program keeps.
+    pub kept: i32,
+    /// When the program is started.
+    pub start: Start,
+    /// The container's directory, which only the runtime holds: with it goes the lock that says
+    /// that the container is being created.
+    pub abandoned: RawFd,
+}
+
+/// When the program is started.
+pub enum Start {
+    /// When somebody comes through the gate (`create`).
+    AtGate(OwnedFd),
+    /// When the runtime says so (`run`, `exec`).
+    WhenTold,
+}
+
+/// Runs the plan. What fails is told to the runtime.
+pub fn run(plan: &Plan, luggage: Luggage) -> ! {
+    let Luggage { link, console, trees, namespaces, kept, start, abandoned } = luggage;
+    let (link, error) = match prepare(kept, abandoned) {
+        Err(error) => (link, error),
+        Ok(root) => {
+            let (read_only_later, null, found) = (Vec::new(), None, Found::default());
+            let mut init = Init { root, link, console, trees, namespaces, read_only_later, null, found };
+            let error = make(plan, start, &mut init);
+            (init.link, error)
+        }
+    };
+    // With nobody there to hear it, ending is all that is left to do.
+    let _ = link.send(&Message::Failed(error.to_string()));
+    exit(1)
+}
+
+fn prepare(kept: i32, abandoned: RawFd) -> Result<Root> {
+    abandon(abandoned);
+    // Nothing of the runtime's may stay open in the program (CVE-2016-9962, CVE-2024-21626). What
+    // is opened from here on is close-on-exec from the start.
+    close_on_exec_from(3 + kept)?;
+    // A session of its own; it has one already when the runtime was asked to lead it.
+    match nix::unistd::setsid() {
+        Ok(_) | Err(Errno::EPERM) => {}
+        Err(errno) => Err(errno).call(|| "setsid()".into())?,
+    }
+    // Files get the modes that they are made with.
+    umask(Mode::empty());
+    Ok(Root::open(Path::new("/"))?)
+}
+
+/// Returns only what failed.
+fn make(plan: &Plan, start: Start, init: &mut Init) -> Error {
+    let until_program = |init: &mut Init| -> Result<()> {
+        plan.steps.apply(init)?;
+        init.link.send(&Message::Ready)?;
+        match start {
+            Start::WhenTold => init.wait_for(&Message::Start)?,
+            Start::AtGate(gate) => init.link = wait_at(&gate)?,
+        }
+        plan.finish.apply(init)
+    };
+    match (until_program(init), &plan.program) {
+        (Err(error), _) => error,
+        (Ok(()), Some(program)) => program.execute(init),
+        (Ok(()), None) => Error::new("config.json has no process to start"),
+    }
+}
+
+/// Waits for somebody who says `Start`; one who only looks whether it still waits says nothing.
+fn wait_at(gate: &OwnedFd) -> Result<Link> {
+    loop {
+        let link = Link::over(gate::wait(gate.as_fd())?);
+        if link.expect(&Message::Start)? {
+            return Ok(link);
+        }
+    }
+}

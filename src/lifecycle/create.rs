@@ -1,0 +1,333 @@
+//! `create`: the container's environment is made, and its first process waits for `start`
+//! (runtime.md, "Create").
+
+use super::{Global, connect_to, delete, send_pidfd, write_pid_file};
+use crate::cgroup::Cgroup;
+use crate::config::{Config, SPEC_VERSION};
+use crate::container::{Container, Init, Listener, State, Status, gate};
+use crate::error::{Context, Error, Pointer, Result};
+use crate::host::Host;
+use crate::launch::init::{self, Luggage, Start};
+use crate::launch::spawn::{Destination, close_to_tracers, open_namespaces, spawn};
+use crate::launch::{Child, idmap, trees};
+use crate::link::{Link, Message};
+use crate::plan::{self, Plan, Request};
+use crate::steps::hooks::{self, Kind};
+use crate::steps::rootfs::check_directory;
+use crate::sys::{Call, file};
+use nix::sched::CloneFlags;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::unistd::{Pid, geteuid};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// What the command line says.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The container's id.
+    pub id: String,
+    /// The bundle.
+    pub bundle: PathBuf,
+    /// Where the terminal is sent.
+    pub console_socket: Option<PathBuf>,
+    /// Where the process's id is written.
+    pub pid_file: Option<PathBuf>,
+    /// Where the process's descriptor is sent.
+    pub pidfd_socket: Option<PathBuf>,
+    /// Don't use pivot_root(2).
+    pub no_pivot: bool,
+    /// Leave the caller's session keyring.
+    pub no_new_keyring: bool,
+    /// How many descriptors after the standard streams the program keeps.
+    pub preserve_fds: u32,
+}
+
+/// How the container will be started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// By `start`, later.
+    Create,
+    /// By this process, which then leaves it alone (`run --detach`).
+    Detached,
+    /// By this process, which stays with it (`run`).
+    Foreground,
+}
+
+/// A container whose first process is ready.
+pub struct Created {
+    /// It.
+    pub container: Container,
+    /// Its first process.
+    pub child: Child,
+    /// The connection to it.
+    pub link: Link,
+    /// Where the terminal comes from, for a foreground process that has one.
+    pub terminal: Option<OwnedFd>,
+}
+
+/// The command.
+pub fn run(global: &Global, options: &Options) -> Result<()> {
+    let config = Config::load(&options.bundle)?;
+    let created = create(global, options, &config, Mode::Create)?;
+    if let Some(path) = &options.pid_file {
+        // The last thing: an engine that finds it takes the container as created.
+        write_pid_file(path, created.child.pid).inspect_err(|_| undo(&created.container, Some(&created.child)))?;
+    }
+    created.container.directory.unlock()
+}
+
+/// Makes the container. On failure nothing of it is left.
+pub fn create(global: &Global, options: &Options, config: &Config, mode: Mode) -> Result<Created> {
+    check_terminal(config, options, mode)?;
+    if global.systemd_cgroup {
+        return Err(Error::new("the systemd cgroup driver is not available yet")
+            .hint("leave out --systemd-cgroup; for an engine, set its cgroup driver to cgroupfs"));
+    }
+    check_unsupported(config)?;
+    check_directory(&config.rootfs())?;
+    let kept = kept_descriptors(options)?;
+    let request = Request {
+        id: options.id.clone(),
+        no_pivot: options.no_pivot,
+        no_new_keyring: options.no_new_keyring,
+        listen_fds: kept.listen,
+    };
+    let plan = plan::create(config, &Host::probe()?, &request)?;
+    let directory = global.store.claim(&options.id)?;
+    let state = describe(config, &plan, &options.id);
+    let mut attempt = Attempt { container: Container { directory, state }, child: None };
+    match attempt.make(config, plan, options, kept.listen + kept.preserved, mode) {
+        Ok((link, terminal)) => {
+            let child = attempt.child.ok_or_else(|| Error::new("the container has no process"))?;
+            Ok(Created { container: attempt.container, child, link, terminal })
+        }
+        Err(error) => {
+            undo(&attempt.container, attempt.child.as_ref());
+            Err(error)
+        }
+    }
+}
+
+/// Takes back what was made. The error that led here is the one to report.
+fn undo(container: &Container, child: Option<&Child>) {
+    if let Some(child) = child {
+        let _ = child.kill();
+    }
+    if let Err(error) = delete::destroy(container, child.is_some()) {
+        crate::log::warning(&format!("cleaning up: {error}"));
+    }
+}
+
+/// A terminal needs somebody who holds its other end.
+fn check_terminal(config: &Config, options: &Options, mode: Mode) -> Result<()> {
+    let terminal = config.spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true));
+    check_console_socket(terminal, mode != Mode::Foreground, options.console_socket.is_some())
+        .map_err(|error| error.at(Pointer::to("/process/terminal")))
+}
+
+/// As `check_terminal`, for `exec` too.
+pub fn check_console_socket(terminal: bool, detached: bool, socket: bool) -> Result<()> {
+    match (terminal && detached, socket) {
+        (true, false) => Err(Error::new("cannot allocate tty if damda will detach without setting console socket")),
+        (false, true) => Err(Error::new("cannot use console socket if damda will not detach or allocate tty")),
+        _ => Ok(()),
+    }
+}
+
+/// Fields that damda does not apply yet are refused, not ignored.
+fn check_unsupported(config: &Config) -> Result<()> {
+    let Some(linux) = config.spec.linux() else { return Ok(()) };
+    let fields = [
+        ("/linux/netDevices", linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty())),
+        ("/linux/intelRdt", linux.intel_rdt().is_some()),
+    ];
+    match fields.into_iter().find(|(_, set)| *set) {
+        Some((field, _)) => Err(Error::new("damda cannot apply this yet").at(Pointer::to(field))),
+        None => Ok(()),
+    }
+}
+
+/// Descriptors after the standard streams that the program keeps.
+pub struct Kept {
+    /// Those of socket activation (sd_listen_fds(3)).
+    pub listen: u32,
+    /// Those of `--preserve-fds`.
+    pub preserved: u32,
+}
+
+fn kept_descriptors(options: &Options) -> Result<Kept> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u32>().ok());
+    let for_us = number("LISTEN_PID") == Some(std::process::id());
+    let listen = number("LISTEN_FDS").filter(|_| for_us).unwrap_or(0);
+    check_preserved(listen, options.preserve_fds)?;
+    Ok(Kept { listen, preserved: options.preserve_fds })
+}
+
+/// A descriptor that isn't there would become one of the runtime's own.
+pub fn check_preserved(listen: u32, preserved: u32) -> Result<()> {
+    for index in 0..preserved {
+        let fd = 3 + listen + index;
+        let path = format!("/proc/self/fd/{fd}");
+        if !Path::new(&path).exists() && std::fs::symlink_metadata(&path).is_err() {
+            return Err(Error::new(format!("unable to stat preserved-fd {index} (of {preserved}): no such file or directory")));
+        }
+    }
+    Ok(())
+}
+
+/// What is kept of the container.
+fn describe(config: &Config, plan: &Plan, id: &str) -> State {
+    let spec = &config.spec;
+    let hooks = |kind: Kind| kind.of(spec.hooks()).to_vec();
+    let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    let listener = seccomp.filter(|seccomp| crate::seccomp::notifies(seccomp)).and_then(|seccomp| {
+        let path = seccomp.listener_path().clone()?;
+        Some(Listener { path, metadata: seccomp.listener_metadata().clone() })
+    });
+    let namespaces = plan::Namespaces::plan(spec).all();
+    State {
+        oci_version: SPEC_VERSION.into(),
+        id: id.into(),
+        bundle: config.bundle.clone(),
+        rootfs: config.rootfs(),
+        created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
+        owner: geteuid().as_raw(),
+        annotations: spec.annotations().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect(),
+        init: None,
+        cgroup: plan.cgroup.as_ref().map(Cgroup::planned).unwrap_or_default(),
+        namespaces: namespaces.bits(),
+        own_pid_namespace: plan.namespaces.new.contains(CloneFlags::CLONE_NEWPID),
+        has_process: spec.process().is_some(),
+        poststart: hooks(Kind::Poststart),
+        poststop: hooks(Kind::Poststop),
+        listener,
+    }
+}
+
+/// A container in the making.
+struct Attempt {
+    container: Container,
+    child: Option<Child>,
+}
+
+impl Attempt {
+    fn make(
+        &mut self,
+        config: &Config,
+        plan: Plan,
+        options: &Options,
+        kept: u32,
+        mode: Mode,
+    ) -> Result<(Link, Option<OwnedFd>)> {
+        let container = &mut self.container;
+        container.directory.lock()?;
+        container.save_config(&config.text)?;
+        // Before there is a cgroup: a killed `create` must be found again by `delete --force`.
+        container.save()?;
+
+        let (pid_namespace, user_namespace, joined) = open_namespaces(&plan.namespaces)?;
+        let trees = trees::open(&plan.trees)?;
+        let (console, terminal) = console(config, options, mode)?;
+        let start = match mode {
+            Mode::Create => Start::AtGate(gate::make(&container.directory)?),
+            Mode::Detached | Mode::Foreground => Start::WhenTold,
+        };
+        if let Some(cgroup) = &plan.cgroup {
+            container.state.cgroup.create(cgroup)?;
+        }
+        let cgroup = container.state.cgroup.descriptor()?;
+
+        let (link, inits) = Link::pair()?;
+        let new = plan.namespaces.new;
+        let maps_itself = new.contains(CloneFlags::CLONE_NEWUSER) && !geteuid().is_root();
+        if !maps_itself {
+            // An ordinary user's process must stay reachable until its maps are written, which
+            // it is then closed after.
+            close_to_tracers()?;
+        }
+        let destination = Destination {
+            new,
+            pid_namespace: pid_namespace.map(|fd| (CloneFlags::CLONE_NEWPID, fd)),
+            user_namespace: user_namespace.map(|fd| (CloneFlags::CLONE_NEWUSER, fd)),
+            cgroup: cgroup.as_ref().map(AsFd::as_fd),
+            if_busy: None,
+        };
+        let directory = container.directory.as_fd().as_raw_fd();
+        let luggage =
+            Luggage { link: inits, console, trees, namespaces: joined, kept: kept as i32, start, abandoned: directory };
+        let child = self.child.insert(spawn(destination, || init::run(&plan, luggage))?);
+
+        container.state.init = Init::now(child.pid);
+        container.save()?;
+        prepare_process(child.pid, &plan, &container.state.cgroup)?;
+        link.send(&Message::Go)?;
+        until_ready(&link, container, config, child.pid)?;
+        if let Some(path) = &options.pidfd_socket {
+            send_pidfd(path, "standard", child.pidfd.as_fd())?;
+        }
+        Ok((link, terminal))
+    }
+}
+
+/// Does to the new process what it can't do itself.
+pub fn prepare_process(pid: Pid, plan: &Plan, cgroup: &Cgroup) -> Result<()> {
+    if let Some(maps) = &plan.namespaces.maps {
+        idmap::write(pid, maps)?;
+    }
+    cgroup.enter(pid).map_err(|error| error.at(Pointer::to("/linux/cgroupsPath")))?;
+    plan.limits.iter().try_for_each(|limit| limit.allow(pid))?;
+    if let Some(value) = plan.oom_score_adj {
+        let path = format!("/proc/{pid}/oom_score_adj");
+        let at = Pointer::to("/process/oomScoreAdj");
+        file::write(Path::new(&path), &value.to_string()).at(&at).map_err(|error| {
+            error.hint("the runtime has no CAP_SYS_RESOURCE, and may not make a process less likely to be killed")
+        })?;
+    }
+    Ok(())
+}
+
+/// Answers what the first process asks for until it says that it is ready.
+fn until_ready(link: &Link, container: &Container, config: &Config, pid: Pid) -> Result<()> {
+    loop {
+        match link.receive()? {
+            Some(Message::Ready) => return Ok(()),
+            Some(Message::HooksPlease) => {
+                let state = container.state.for_hooks(Status::Creating, Some(pid));
+                for kind in [Kind::Prestart, Kind::CreateRuntime] {
+                    hooks::run(kind, kind.of(config.spec.hooks()), &state, &config.bundle)?;
+                }
+                link.send(&Message::HooksDone)?;
+            }
+            Some(Message::Failed(text)) => return Err(Error::new(text)),
+            Some(other) => return Err(Error::new(format!("unexpected message {other:?}"))),
+            None => return Err(died(container)),
+        }
+    }
+}
+
+/// Says what is known of a first process that died without a word.
+fn died(container: &Container) -> Error {
+    let error = Error::new("the container's first process died while it was set up");
+    let memory = container.state.cgroup.ran_out_of_memory();
+    let at = Pointer::to("/linux/resources/memory/limit");
+    if memory { error.at(at).hint("it was killed for want of memory: the limit is too low") } else { error }
+}
+
+/// Where the process sends its terminal: to the caller's socket, or to this process.
+fn console(config: &Config, options: &Options, mode: Mode) -> Result<(Option<OwnedFd>, Option<OwnedFd>)> {
+    if let Some(path) = &options.console_socket {
+        return Ok((Some(connect_to(path, "console")?), None));
+    }
+    let terminal = config.spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true));
+    if !terminal || mode != Mode::Foreground {
+        return Ok((None, None));
+    }
+    terminal_pair().map(|(theirs, ours)| (Some(theirs), Some(ours)))
+}
+
+/// Two ends of a connection for a terminal.
+pub fn terminal_pair() -> Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
+        .call(|| "socketpair(AF_UNIX, SOCK_STREAM)".into())?)
+}

@@ -1,0 +1,90 @@
+//! `delete`: what `create` made is taken back (runtime.md, "Delete").
+
+use super::Global;
+use crate::container::{Container, Status};
+use crate::error::{Error, Result};
+use crate::steps::hooks::{self, Kind};
+use crate::sys::Call;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+/// How long a killed process may take to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The command.
+pub fn run(global: &Global, id: &str, force: bool) -> Result<()> {
+    let container = match Container::load(&global.store, id) {
+        Ok(container) => container,
+        Err(error) if force => return remove_remains(global, id, error),
+        Err(error) => return Err(error),
+    };
+    match container.status()? {
+        _ if force => destroy(&container, true),
+        // A created container's program has not begun: nobody loses anything.
+        Status::Stopped | Status::Created => destroy(&container, true),
+        status => Err(Error::new(format!("cannot delete container {id} that is not stopped: {status}"))),
+    }
+}
+
+/// Removes what is left of a container whose state is missing or damaged.
+fn remove_remains(global: &Global, id: &str, error: Error) -> Result<()> {
+    let Some(directory) = global.store.open(id)? else { return Ok(()) };
+    crate::log::debug(|| format!("deleting the remains of {id}: {error}"));
+    let (cgroup, _) = Container::salvage(&directory);
+    cgroup.signal_all(libc::SIGKILL)?;
+    cgroup.remove()?;
+    directory.remove()
+}
+
+/// Ends all processes of the container and removes it; poststop hooks run where `created` says
+/// that it had come to be. Every part is tried; the first failure is reported.
+pub fn destroy(container: &Container, created: bool) -> Result<()> {
+    let killed = kill(container);
+    let removed = killed.and_then(|()| container.state.cgroup.remove());
+    if removed.is_err() {
+        // Processes or cgroups are left, and this is how they are found again.
+        return removed;
+    }
+    container.directory.remove()?;
+    if created {
+        let state = container.state.for_hooks(Status::Stopped, None);
+        hooks::run_all(Kind::Poststop, &container.state.poststop, &state, &container.state.bundle);
+    }
+    Ok(())
+}
+
+/// Kills the first process, with which a pid namespace of its own ends, and whatever else is in the
+/// container's cgroup.
+fn kill(container: &Container) -> Result<()> {
+    if let Some(init) = container.live_init() {
+        container.signal_init(libc::SIGKILL)?;
+        // A process frozen by cgroup v1 gets even that only when it thaws.
+        container.state.cgroup.thaw_for_kill()?;
+        if let Some(pidfd) = init.pidfd()? {
+            wait_for_end(pidfd.as_fd())?;
+        }
+    }
+    if !container.state.own_pid_namespace {
+        container.state.cgroup.signal_all(libc::SIGKILL)?;
+    }
+    Ok(())
+}
+
+fn wait_for_end(pidfd: std::os::fd::BorrowedFd<'_>) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let mut ended = [PollFd::new(pidfd, PollFlags::POLLIN)];
+        match poll(&mut ended, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+            Ok(0) if left.is_zero() => {
+                return Err(Error::new("container init still running 10 s after SIGKILL")
+                    .hint("it may be stuck in the kernel (state D): see /proc/PID/stack"));
+            }
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(()),
+            Err(errno) => Err(errno).call(|| "poll(pidfd)".into())?,
+        }
+    }
+}

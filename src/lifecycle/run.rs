@@ -1,0 +1,52 @@
+//! `run`: create, start, stay, delete.
+
+use super::create::{self, Created, Mode, create};
+use super::{Global, delete, start, write_pid_file};
+use crate::config::Config;
+use crate::error::{Error, Pointer, Result};
+use crate::launch::foreground::{self, Foreground};
+
+/// What the command line says.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// As for `create`.
+    pub create: create::Options,
+    /// Leave the container when its program runs.
+    pub detach: bool,
+    /// Leave the container as it is when its program has ended.
+    pub keep: bool,
+    /// Don't collect processes that the container's leave behind.
+    pub no_subreaper: bool,
+}
+
+/// The command; returns the program's exit status.
+pub fn run(global: &Global, options: &Options) -> Result<i32> {
+    let config = Config::load(&options.create.bundle)?;
+    if config.spec.process().is_none() {
+        return Err(Error::new("missing: there is nothing to run").at(Pointer::to("/process")));
+    }
+    if !options.detach && !options.no_subreaper {
+        foreground::become_subreaper()?;
+    }
+    let mode = if options.detach { Mode::Detached } else { Mode::Foreground };
+    let Created { container, child, link, terminal } = create(global, &options.create, &config, mode)?;
+    let mut stay = match mode {
+        Mode::Foreground => Some(Foreground::prepare(terminal)?),
+        _ => None,
+    };
+    start::start(&container, &link)?;
+    drop(link);
+    if let Some(path) = &options.create.pid_file {
+        write_pid_file(path, child.pid).inspect_err(|_| {
+            let _ = child.kill();
+            let _ = delete::destroy(&container, true);
+        })?;
+    }
+    container.directory.unlock()?;
+    let Some(stay) = &mut stay else { return Ok(0) };
+    let status = stay.wait_for(&child)?;
+    if !options.keep {
+        delete::destroy(&container, true)?;
+    }
+    Ok(status)
+}

@@ -1,0 +1,50 @@
+//! `start`: the program runs (runtime.md, "Start").
+
+use super::{Global, delete};
+use crate::container::{Container, Status, gate};
+use crate::error::{Error, Pointer, Result};
+use crate::launch::start::{begin, send_listener};
+use crate::link::Link;
+use crate::steps::hooks::{self, Kind};
+use std::os::fd::AsFd;
+
+/// The command.
+pub fn run(global: &Global, id: &str) -> Result<()> {
+    let container = Container::load(&global.store, id)?;
+    match container.status()? {
+        Status::Created => {}
+        Status::Stopped => return Err(Error::new("cannot start a container that has stopped")),
+        Status::Running => return Err(Error::new("cannot start an already running container")),
+        other => return Err(Error::new(format!("cannot start a container in the {other} state"))),
+    }
+    if !container.state.has_process {
+        return Err(Error::new("config.json had no process to start").at(Pointer::to("/process")));
+    }
+    let link = gate::enter(&container.directory)?
+        .ok_or_else(|| Error::new("cannot start an already running container"))?;
+    start(&container, &Link::over(link))?;
+    gate::remove(&container.directory)
+}
+
+/// Starts a container that is ready, over the connection to its first process. Where that fails,
+/// the container is destroyed (runtime.md, "Lifecycle", steps 7 to 9).
+pub fn start(container: &Container, link: &Link) -> Result<()> {
+    let listener = |fd| {
+        let init = container.state.init.ok_or_else(|| Error::new("container not running"))?;
+        let pidfd = init.pidfd()?.ok_or_else(|| Error::new("container not running"))?;
+        let state = container.state.for_hooks(Status::Created, Some(init.pid()));
+        send_listener(container, pidfd.as_fd(), init.pid(), fd, state)
+    };
+    begin(link, listener).and_then(|()| poststart(container)).inspect_err(|_| {
+        if let Err(error) = delete::destroy(container, true) {
+            crate::log::warning(&format!("cleaning up: {error}"));
+        }
+    })
+}
+
+/// The program has been executed: the kernel closed the connection within execve(2).
+fn poststart(container: &Container) -> Result<()> {
+    let pid = container.state.init.map(|init| init.pid());
+    let state = container.state.for_hooks(Status::Running, pid);
+    hooks::run(Kind::Poststart, &container.state.poststart, &state, &container.state.bundle)
+}

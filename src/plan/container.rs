@@ -1,0 +1,321 @@
+//! A new container (runtime.md, "Create" and "Start").
+
+use super::{Namespaces, Plan, Steps};
+use crate::cgroup;
+use crate::config::{Config, list};
+use crate::container::spec_state;
+use crate::error::{Error, Pointer, Result};
+use crate::host::Host;
+use crate::steps::capabilities::{BoundingSet, Capabilities};
+use crate::steps::cgroup_mount::{self, CgroupMount};
+use crate::steps::console::Console;
+use crate::steps::devices::{DevLinks, Devices, OwnStandardStreams, has_hosts_dev};
+use crate::steps::hooks::{Kind, RunHooks, RuntimeHooks};
+use crate::steps::keyring::JoinKeyring;
+use crate::steps::labels::ExecLabel;
+use crate::steps::limits::{self, Limits};
+use crate::steps::masks::{MaskedPaths, ReadOnlyPaths};
+use crate::steps::mounts::{self, ReadOnlyLater};
+use crate::steps::names::{Domainname, Hostname};
+use crate::steps::namespaces::{
+    BecomeRoot, CLONE_NEWTIME, JoinNamespaces, LoopbackUp, NewCgroupNamespace, NewTimeNamespace,
+};
+use crate::steps::passwd::FindHome;
+use crate::steps::program::{FindProgram, Program, WorkingDirectory};
+use crate::steps::rootfs::{Change, ChangeRoot, PrepareRoot, Propagation, ReadOnlyRoot};
+use crate::steps::scheduling::{IoPriority, MemoryPolicy, Personality, Scheduler};
+use crate::steps::seccomp::LoadSeccomp;
+use crate::steps::sysctl::Sysctls;
+use crate::steps::user::{NoNewPrivileges, User};
+use crate::steps::WaitForRuntime;
+use nix::sched::CloneFlags;
+use oci_spec::runtime::{Linux, Process, Spec};
+
+/// What the command line adds to the configuration.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// The container's id.
+    pub id: String,
+    /// `--no-pivot`.
+    pub no_pivot: bool,
+    /// `--no-new-keyring`.
+    pub no_new_keyring: bool,
+    /// How many descriptors of socket activation are passed on (sd_listen_fds(3)).
+    pub listen_fds: u32,
+}
+
+/// Compiles a configuration that `config::check` found nothing wrong with.
+pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
+    let spec = &config.spec;
+    let linux = spec.linux().as_ref();
+    let mut namespaces = Namespaces::plan(spec);
+    let user_namespace = namespaces.has(CloneFlags::CLONE_NEWUSER);
+    check_mount_namespace(spec, &namespaces)?;
+
+    let mut cgroup = cgroup::compile(spec, &request.id, &host.cgroups)?;
+    cgroup.owner = cgroup_owner(spec, &namespaces);
+    // A process that is cloned into its cgroup can be cloned into a namespace that begins there.
+    // On v1 it is moved afterwards, and makes the namespace then.
+    let late_cgroup_namespace = !cgroup.unified && namespaces.new.contains(CloneFlags::CLONE_NEWCGROUP);
+    let time_namespace = namespaces.new.contains(CLONE_NEWTIME);
+    namespaces.new -= CLONE_NEWTIME;
+    if late_cgroup_namespace {
+        namespaces.new -= CloneFlags::CLONE_NEWCGROUP;
+    }
+
+    let mut steps = Steps::default();
+    let at = Pointer::to;
+    if user_namespace {
+        // Without its ids mapped a process is nobody and may nothing.
+        steps.add(&at("/linux/uidMappings"), WaitForRuntime);
+    }
+    if !namespaces.joined.is_empty() {
+        steps.add(&at("/linux/namespaces"), JoinNamespaces);
+    }
+    if user_namespace {
+        steps.add(&at("/linux/uidMappings"), BecomeRoot);
+    }
+    if !request.no_new_keyring {
+        steps.add(&at("/process"), JoinKeyring::plan(&request.id, user_namespace)?);
+    }
+    if let Some(linux) = linux.filter(|_| time_namespace) {
+        steps.add(&at("/linux/timeOffsets"), NewTimeNamespace::plan(linux));
+    }
+    if namespaces.new.contains(CloneFlags::CLONE_NEWNET) {
+        steps.add(&at("/linux/namespaces"), LoopbackUp);
+    }
+    let name = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
+    steps.add_some(&at("/hostname"), name(spec.hostname()).map(Hostname));
+    steps.add_some(&at("/domainname"), name(spec.domainname()).map(Domainname));
+
+    // While the host's /proc and /dev are at hand.
+    if let Some(process) = spec.process() {
+        add_labels(&mut steps, process, &at("/process"))?;
+    }
+    let mut waited = user_namespace;
+    let mut wait_for_cgroup = |steps: &mut Steps| {
+        if !std::mem::replace(&mut waited, true) {
+            steps.add(&at("/linux/cgroupsPath"), WaitForRuntime);
+        }
+        if late_cgroup_namespace {
+            steps.add(&at("/linux/namespaces"), NewCgroupNamespace);
+        }
+    };
+    let mut in_cgroup = false;
+    let propagation = Propagation::plan(linux.and_then(|linux| linux.rootfs_propagation().as_deref()));
+    let change = match (namespaces.new.contains(CloneFlags::CLONE_NEWNS), request.no_pivot) {
+        (false, _) => Change::Chroot,
+        (true, true) => Change::Move,
+        (true, false) => Change::Pivot,
+    };
+    steps.add(&at("/root"), PrepareRoot { path: config.rootfs(), propagation, change });
+    for (index, mount) in list(spec.mounts()).iter().enumerate() {
+        let at = at("/mounts").index(index);
+        if cgroup_mount::is_one(mount) {
+            if !std::mem::replace(&mut in_cgroup, true) {
+                wait_for_cgroup(&mut steps);
+            }
+            let own = namespaces.new.contains(CloneFlags::CLONE_NEWCGROUP) || late_cgroup_namespace;
+            steps.add(&at, CgroupMount::plan(mount, &cgroup.places, cgroup.unified, own));
+        } else {
+            steps.add(&at, mounts::plan(spec, index, &config.bundle).map_err(|error| error.at(at.clone()))?);
+        }
+    }
+    let own_dev = !has_hosts_dev(spec);
+    if own_dev {
+        steps.add(&at("/linux/devices"), Devices::plan(linux, user_namespace));
+        steps.add(&at("/linux/devices"), DevLinks);
+    }
+    if let Some(linux) = linux {
+        steps.add_some(&at("/linux/sysctl"), Sysctls::plan(linux)?);
+        steps.add_some(&at("/linux/readonlyPaths"), ReadOnlyPaths::plan(linux));
+        steps.add_some(&at("/linux/maskedPaths"), MaskedPaths::plan(linux));
+    }
+    if !in_cgroup {
+        wait_for_cgroup(&mut steps);
+    }
+    add_create_hooks(&mut steps, config, &request.id);
+
+    // From here on the container's own files are all there is.
+    steps.add(&at("/root"), ChangeRoot { change, propagation, path: config.rootfs() });
+    if let Some(process) = spec.process() {
+        steps.add_some(&at("/process/terminal"), Console::plan(process, &at("/process"), own_dev));
+    }
+    steps.add(&at("/mounts"), ReadOnlyLater);
+    if spec.root().as_ref().and_then(|root| root.readonly()) == Some(true) {
+        steps.add(&at("/root/readonly"), ReadOnlyRoot);
+    }
+    if let Some(linux) = linux {
+        add_process_wide(&mut steps, linux)?;
+    }
+
+    let mut plan = Plan {
+        trees: mounts::trees(spec, &config.bundle, user_namespace),
+        cgroup: Some(cgroup),
+        namespaces,
+        limits: Vec::new(),
+        oom_score_adj: None,
+        affinity: [None, None],
+        steps,
+        finish: Steps::default(),
+        program: None,
+    };
+    if let Some(process) = spec.process() {
+        let available = if user_namespace { !0 } else { host.capabilities };
+        let credentials = Credentials { available, own_null: own_dev, user_namespace };
+        add_process(&mut plan, process, linux, &at("/process"), &credentials)?;
+        add_start_hooks(&mut plan.finish, config, &request.id);
+        if let Some(program) = plan.program.as_mut().filter(|_| request.listen_fds > 0) {
+            program.set("LISTEN_FDS", &request.listen_fds.to_string())?;
+            program.set("LISTEN_PID", "1")?;
+        }
+    }
+    Ok(plan)
+}
+
+/// What would be done to the host's mounts, in a container that has none of its own.
+fn check_mount_namespace(spec: &Spec, namespaces: &Namespaces) -> Result<()> {
+    if namespaces.has(CloneFlags::CLONE_NEWNS) {
+        return Ok(());
+    }
+    let readonly = spec.root().as_ref().and_then(|root| root.readonly()) == Some(true);
+    let fields = [("/mounts", !list(spec.mounts()).is_empty()), ("/root/readonly", readonly)];
+    match fields.into_iter().find(|(_, set)| *set) {
+        None => Ok(()),
+        Some((field, _)) => Err(Error::new("it would change the host's mounts: the container has no mount namespace")
+            .at(Pointer::to(field))
+            .hint("add {\"type\": \"mount\"} to /linux/namespaces")),
+    }
+}
+
+/// The user whom the cgroup is given (config-linux.md, "Cgroup ownership"): of a container that
+/// has a cgroup namespace of its own, and its cgroup mounted for writing.
+fn cgroup_owner(spec: &Spec, namespaces: &Namespaces) -> Option<u32> {
+    let writable = list(spec.mounts()).iter().any(|mount| {
+        let source = mount.source().as_ref().is_some_and(|source| source.as_os_str() == "cgroup");
+        let place = crate::root::normal(mount.destination()) == std::path::Path::new("/sys/fs/cgroup");
+        source && place && !list(mount.options()).iter().any(|option| option == "ro")
+    });
+    if !writable || !namespaces.new.contains(CloneFlags::CLONE_NEWCGROUP) {
+        return None;
+    }
+    let user = spec.process().as_ref().map_or(0, |process| process.user().uid());
+    if !namespaces.new.contains(CloneFlags::CLONE_NEWUSER) {
+        return Some(user);
+    }
+    list(spec.linux().as_ref()?.uid_mappings()).iter().find_map(|map| {
+        let offset = user.checked_sub(map.container_id()).filter(|&offset| offset < map.size())?;
+        Some(map.host_id() + offset)
+    })
+}
+
+/// Labels of security modules, for a new container and for `exec`.
+pub(super) fn add_labels(steps: &mut Steps, process: &Process, at: &Pointer) -> Result<()> {
+    let given = |label: &Option<String>| label.clone().filter(|label| !label.is_empty());
+    if let Some(profile) = given(process.apparmor_profile()) {
+        let at = at.key("apparmorProfile");
+        steps.add(&at, ExecLabel::apparmor(&profile, at.clone())?);
+    }
+    if let Some(label) = given(process.selinux_label()) {
+        let at = at.key("selinuxLabel");
+        steps.add(&at, ExecLabel::selinux(&label, at.clone())?);
+    }
+    Ok(())
+}
+
+/// What holds for every process of the container.
+pub(super) fn add_process_wide(steps: &mut Steps, linux: &Linux) -> Result<()> {
+    steps.add_some(&Pointer::to("/linux/memoryPolicy"), MemoryPolicy::plan(linux)?);
+    steps.add_some(&Pointer::to("/linux/personality"), Personality::plan(linux));
+    Ok(())
+}
+
+/// What the process's rights depend on beside its configuration.
+pub(super) struct Credentials {
+    /// The capabilities that there are to give.
+    pub available: u64,
+    /// Whether the container has a /dev/null of damda's making.
+    pub own_null: bool,
+    /// Whether it is in a user namespace.
+    pub user_namespace: bool,
+}
+
+/// The process itself, for a new container and for `exec`: from its privileges, which it loses one
+/// after the other, to the program.
+pub(super) fn add_process(
+    plan: &mut Plan,
+    process: &Process,
+    linux: Option<&Linux>,
+    at: &Pointer,
+    credentials: &Credentials,
+) -> Result<()> {
+    let steps = &mut plan.steps;
+    let uid = process.user().uid();
+    let no_new_privileges = process.no_new_privileges().unwrap_or(false);
+    let limits = limits::plan(process, at);
+    let capabilities = Capabilities::plan(process, credentials.available, at);
+    let [first_try, second_try] = WorkingDirectory::plan(process, at);
+
+    steps.add_some(&at.key("scheduler"), Scheduler::plan(process, at)?);
+    steps.add_some(&at.key("ioPriority"), IoPriority::plan(process, at)?);
+    steps.add(at, OwnStandardStreams { uid, own_null: credentials.own_null });
+    steps.add(&at.key("cwd"), first_try);
+    if !list(process.env()).iter().any(|entry| entry.strip_prefix("HOME=").is_some_and(|home| !home.is_empty())) {
+        steps.add(&at.key("env"), FindHome { uid });
+    }
+    if !limits.is_empty() {
+        steps.add(&at.key("rlimits"), Limits(limits.clone()));
+    }
+    steps.add(&at.key("capabilities").key("bounding"), BoundingSet::from(capabilities));
+    steps.add(&at.key("user"), User::plan(process, at));
+    if no_new_privileges {
+        steps.add(&at.key("noNewPrivileges"), NoNewPrivileges);
+    }
+    steps.add(&at.key("cwd"), second_try);
+    steps.add(&at.key("args"), FindProgram::plan(process, at)?);
+
+    let filter = match linux.and_then(|linux| linux.seccomp().as_ref()) {
+        Some(seccomp) => crate::seccomp::compile(seccomp)?,
+        None => None,
+    };
+    let seccomp = filter.map(|filter| LoadSeccomp { filter, privileged: !no_new_privileges });
+    let seccomp_at = Pointer::to("/linux/seccomp");
+    // Without no_new_privs only an administrator may load a filter, so it comes before the
+    // capabilities go; with it, after, so that fewer calls need the profile's consent.
+    if no_new_privileges {
+        plan.finish.add(&at.key("capabilities"), capabilities);
+        plan.finish.add_some(&seccomp_at, seccomp);
+    } else {
+        plan.finish.add_some(&seccomp_at, seccomp);
+        plan.finish.add(&at.key("capabilities"), capabilities);
+    }
+    plan.limits = if credentials.user_namespace { limits } else { Vec::new() };
+    plan.oom_score_adj = process.oom_score_adj();
+    plan.program = Some(Program::plan(process, at)?);
+    Ok(())
+}
+
+/// The hooks between the mounts and the change of the root.
+fn add_create_hooks(steps: &mut Steps, config: &Config, id: &str) {
+    let hooks = config.spec.hooks();
+    if [Kind::Prestart, Kind::CreateRuntime].into_iter().any(|kind| !kind.of(hooks).is_empty()) {
+        steps.add(&Pointer::to("/hooks"), RuntimeHooks);
+    }
+    add_hooks(steps, config, id, Kind::CreateContainer, "creating");
+}
+
+/// The hooks just before the program.
+fn add_start_hooks(steps: &mut Steps, config: &Config, id: &str) {
+    add_hooks(steps, config, id, Kind::StartContainer, "created");
+}
+
+fn add_hooks(steps: &mut Steps, config: &Config, id: &str, kind: Kind, status: &str) {
+    let hooks = kind.of(config.spec.hooks()).to_vec();
+    if hooks.is_empty() {
+        return;
+    }
+    let annotations = config.spec.annotations().iter().flatten().map(|(key, value)| (key.clone(), value.clone()));
+    let state = spec_state(id, status, &config.bundle, &annotations.collect(), None);
+    let directory = (kind == Kind::CreateContainer).then(|| config.rootfs());
+    steps.add(&Pointer::to("/hooks").key(kind.name()), RunHooks { kind, hooks, state, directory });
+}

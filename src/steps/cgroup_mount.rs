@@ -1,0 +1,148 @@
+//! A mount of type `cgroup`: the container's view of its cgroups.
+
+use super::mount_options::Options;
+use super::mounts::through_proc;
+use super::{Init, Step};
+use crate::cgroup::{Place, ROOT};
+use crate::config::list;
+use crate::error::{Context, Result};
+use crate::root::{Kind, Links, normal};
+use crate::sys::mount::{self, Depth, MountAttr};
+use crate::sys::Call;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::symlinkat;
+use oci_spec::runtime::Mount;
+use std::ffi::{CString, OsStr};
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// Mounts the container's cgroups where the configuration has a mount of type `cgroup`.
+pub struct CgroupMount {
+    destination: PathBuf,
+    options: Options,
+    places: Vec<Place>,
+    unified: bool,
+    /// Whether the container has a cgroup namespace of its own: then what is mounted begins at its
+    /// cgroup by itself.
+    own_namespace: bool,
+}
+
+/// What every mount of cgroups is.
+const ATTRIBUTES: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+
+impl CgroupMount {
+    /// For the entry `mount` of `/mounts`.
+    pub fn plan(mount: &Mount, places: &[Place], unified: bool, own_namespace: bool) -> Self {
+        CgroupMount {
+            destination: normal(mount.destination()),
+            options: Options::parse(list(mount.options())),
+            places: places.to_vec(),
+            unified,
+            own_namespace,
+        }
+    }
+
+    fn attributes(&self) -> MountAttr {
+        let mut attr = self.options.named_attributes();
+        attr.attr_set |= ATTRIBUTES & !attr.attr_clr;
+        attr
+    }
+}
+
+impl fmt::Display for CgroupMount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let version = if self.unified { "cgroup2" } else { "cgroup hierarchies" };
+        let from = if self.own_namespace { "from the container's namespace" } else { "of the container" };
+        write!(f, "mount {version} {from} on {}, set {:#x}", self.destination.display(), self.attributes().attr_set)
+    }
+}
+
+impl Step for CgroupMount {
+    fn apply(&self, init: &mut Init) -> Result<()> {
+        let target = init.root.ensure(&self.destination, Kind::Directory)?;
+        if self.unified { self.mount_v2(init, target) } else { self.mount_v1(init, target) }
+            .doing(|| format!("error mounting \"cgroup\" to rootfs at {:?}", self.destination))
+    }
+}
+
+impl CgroupMount {
+    fn mount_v2(&self, init: &Init, target: OwnedFd) -> Result<()> {
+        if self.own_namespace {
+            let place = through_proc(target.as_fd());
+            match mount::mount(Some(c"cgroup2"), &place, Some(c"cgroup2"), 0, None) {
+                Ok(()) => {
+                    let mounted = init.root.resolve(&self.destination, OFlag::O_PATH, Links::Follow)?;
+                    return self.finish(mounted.as_fd(), Depth::Mount);
+                }
+                // Not in a user namespace on every kernel: the container's part of the host's does.
+                Err(failed) if matches!(failed.errno, Errno::EPERM | Errno::EBUSY) => {}
+                Err(failed) => return Err(failed.into()),
+            }
+        }
+        let own = self.places.first().filter(|_| self.own_namespace).map(Place::directory);
+        // A copy of the host's mount. A new one of the same file system would wait 12 ms for the
+        // kernel, and show the same.
+        let source = own.unwrap_or_else(|| ROOT.into());
+        let tree = mount::clone_tree(nix::fcntl::AT_FDCWD, &source, Depth::Tree)?;
+        mount::set_attributes(tree.as_fd(), Depth::Tree, &self.attributes())?;
+        mount::attach(tree.as_fd(), target.as_fd(), c"")?;
+        self.propagate(tree.as_fd())
+    }
+
+    /// A tmpfs with a directory for each hierarchy.
+    fn mount_v1(&self, init: &Init, target: OwnedFd) -> Result<()> {
+        let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+        let place = through_proc(target.as_fd());
+        mount::mount(Some(c"tmpfs"), &place, Some(c"tmpfs"), flags, Some(c"mode=755"))?;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        let tmpfs = init.root.resolve(&self.destination, flags, Links::Follow)?;
+        for hierarchy in &self.places {
+            self.mount_hierarchy(tmpfs.as_fd(), hierarchy)?;
+        }
+        self.finish(tmpfs.as_fd(), Depth::Tree)
+    }
+
+    fn mount_hierarchy(&self, tmpfs: BorrowedFd<'_>, hierarchy: &Place) -> Result<()> {
+        let name = hierarchy.mount_point.file_name().unwrap_or_default();
+        mkdirat(tmpfs, name, Mode::from_bits_truncate(0o755)).call(|| format!("mkdirat({name:?})"))?;
+        // In a tmpfs that nobody else has a way to: the name means what was just made.
+        let place = through_proc(tmpfs).join(name);
+        if self.own_namespace {
+            let data = CString::new(hierarchy.controllers.as_str()).unwrap_or_default();
+            mount::mount(Some(c"cgroup"), &place, Some(c"cgroup"), 0, Some(&data))?;
+        } else {
+            let source = hierarchy.directory();
+            let source = CString::new(source.as_os_str().as_encoded_bytes()).unwrap_or_default();
+            mount::mount(Some(&source), &place, None, libc::MS_BIND, None)?;
+        }
+        // Programs look for each controller by its own name.
+        for controller in hierarchy.controllers.split(',').filter(|controller| OsStr::new(controller) != name) {
+            if !controller.contains('=') {
+                symlinkat(name, tmpfs, controller).call(|| format!("symlinkat({name:?}, {controller:?})"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&self, mounted: BorrowedFd<'_>, depth: Depth) -> Result<()> {
+        mount::set_attributes(mounted, depth, &self.attributes())?;
+        self.propagate(mounted)
+    }
+
+    fn propagate(&self, mounted: BorrowedFd<'_>) -> Result<()> {
+        for &(propagation, depth) in &self.options.propagation {
+            let attr = MountAttr { propagation, ..MountAttr::default() };
+            mount::set_attributes(mounted, depth, &attr)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether an entry of `/mounts` is one of cgroups, and not a bind mount that says so.
+pub fn is_one(mount: &Mount) -> bool {
+    let kind = matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2"));
+    kind && Options::parse(list(mount.options())).bind.is_none() && mount.destination() != Path::new("/")
+}

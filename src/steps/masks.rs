@@ -1,0 +1,119 @@
+//! `linux.maskedPaths` and `linux.readonlyPaths`.
+//!
+//! Both are done on descriptors before the root is changed, while the host's /proc and /dev are at
+//! hand: nothing of the container's is used to hide something from it (CVE-2025-31133).
+
+use super::devices::{cover_with_null, hosts_null};
+use super::mounts::through_proc;
+use super::{Init, Step};
+use crate::config::list;
+use crate::error::{Context, Pointer, Result};
+use crate::root::Links;
+use crate::sys::mount::{self, Depth, MountAttr};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use oci_spec::runtime::Linux;
+use std::ffi::CString;
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// Hides files behind the null device, and directories behind an empty one.
+pub struct MaskedPaths {
+    paths: Vec<PathBuf>,
+    label: Option<String>,
+}
+
+impl MaskedPaths {
+    /// None where there is nothing to hide.
+    pub fn plan(linux: &Linux) -> Option<Self> {
+        let paths: Vec<_> = list(linux.masked_paths()).iter().map(PathBuf::from).collect();
+        let label = linux.mount_label().clone().filter(|label| !label.is_empty());
+        (!paths.is_empty()).then_some(MaskedPaths { paths, label })
+    }
+}
+
+impl fmt::Display for MaskedPaths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("mask")?;
+        self.paths.iter().try_for_each(|path| write!(f, " {}", path.display()))
+    }
+}
+
+impl Step for MaskedPaths {
+    fn apply(&self, init: &mut Init) -> Result<()> {
+        let null = hosts_null()?;
+        // One empty directory serves for all: a host has hundreds of masked ones (runc#5275).
+        let mut empty: Option<OwnedFd> = None;
+        for (index, path) in self.paths.iter().enumerate() {
+            let target = match init.root.resolve(path, OFlag::O_PATH, Links::Follow) {
+                Err(failed) if matches!(failed.errno, Errno::ENOENT | Errno::ENOTDIR) => continue,
+                other => other.doing(|| format!("can't mask path {path:?}"))?,
+            };
+            match cover_with_null(&null, target.as_fd()) {
+                Err(failed) if failed.errno == Errno::ENOTDIR => self.cover_directory(init, path, target, &mut empty),
+                other => Ok(other?),
+            }
+            .doing(|| format!("can't mask path {path:?}"))
+            .at(&Pointer::to("/linux/maskedPaths").index(index))?;
+        }
+        Ok(())
+    }
+}
+
+impl MaskedPaths {
+    fn cover_directory(&self, init: &Init, path: &Path, target: OwnedFd, empty: &mut Option<OwnedFd>) -> Result<()> {
+        let place = through_proc(target.as_fd());
+        if let Some(empty) = empty {
+            let source = CString::new(through_proc(empty.as_fd()).as_os_str().as_encoded_bytes()).unwrap_or_default();
+            return Ok(mount::mount(Some(&source), &place, None, libc::MS_BIND, None)?);
+        }
+        let label = self.label.as_ref().map(|label| format!(",context=\"{label}\"")).unwrap_or_default();
+        let data = CString::new(format!("nr_blocks=1,nr_inodes=1{label}")).unwrap_or_default();
+        mount::mount(Some(c"tmpfs"), &place, Some(c"tmpfs"), libc::MS_RDONLY, Some(&data))?;
+        *empty = Some(init.root.resolve(path, OFlag::O_PATH, Links::Follow)?);
+        Ok(())
+    }
+}
+
+/// Makes files and directories read-only.
+pub struct ReadOnlyPaths {
+    paths: Vec<PathBuf>,
+}
+
+impl ReadOnlyPaths {
+    /// None where there is nothing to protect.
+    pub fn plan(linux: &Linux) -> Option<Self> {
+        let paths: Vec<_> = list(linux.readonly_paths()).iter().map(PathBuf::from).collect();
+        (!paths.is_empty()).then_some(ReadOnlyPaths { paths })
+    }
+}
+
+impl fmt::Display for ReadOnlyPaths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("make read-only")?;
+        self.paths.iter().try_for_each(|path| write!(f, " {}", path.display()))
+    }
+}
+
+impl Step for ReadOnlyPaths {
+    fn apply(&self, init: &mut Init) -> Result<()> {
+        let attr = MountAttr { attr_set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+        for (index, path) in self.paths.iter().enumerate() {
+            let target = match init.root.resolve(path, OFlag::O_PATH, Links::Follow) {
+                Err(failed) if matches!(failed.errno, Errno::ENOENT | Errno::ENOTDIR) => continue,
+                other => other?,
+            };
+            // A copy that is read-only before it is attached: there is no moment in between.
+            let cover = || -> crate::sys::Result<()> {
+                let copy = mount::clone_tree(target.as_fd(), Path::new(""), Depth::Tree)?;
+                mount::set_attributes(copy.as_fd(), Depth::Tree, &attr)?;
+                mount::attach(copy.as_fd(), target.as_fd(), c"")
+            };
+            cover()
+                .doing(|| format!("can't make {path:?} read-only"))
+                .at(&Pointer::to("/linux/readonlyPaths").index(index))?;
+        }
+        Ok(())
+    }
+}

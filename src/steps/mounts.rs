@@ -1,0 +1,485 @@
+//! `/mounts`: file systems and bind mounts (config.md, "Mounts").
+
+use super::mount_options::Options;
+use super::{Init, Step, copy_up};
+use crate::config::list;
+use crate::error::{Context, Error, Pointer, Result};
+use crate::root::{Kind, Links, Root, normal};
+use crate::sys::mount::{self, Depth, FileSystem, MountAttr};
+use crate::sys::{Call, Failed};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag};
+use nix::sys::stat::{SFlag, fstat};
+use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount as Configured, Spec};
+use std::ffi::CString;
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// One entry of `/mounts`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    index: usize,
+    /// Where, from the container's root.
+    destination: PathBuf,
+    /// As it is written, for messages.
+    source_text: String,
+    source: Source,
+    options: Options,
+    /// MS_RDONLY is set only after everything in the mount is made.
+    read_only_later: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Source {
+    FileSystem { kind: CString, source: CString, data: CString },
+    Bind { path: PathBuf, depth: Depth },
+    /// The mount that is there, with other flags.
+    Remount,
+}
+
+/// A mount that the runtime opens before it makes the container, with rights that the container's
+/// processes don't have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tree {
+    /// The index in `/mounts`.
+    pub index: usize,
+    /// What is bound.
+    pub path: PathBuf,
+    /// How much of it.
+    pub depth: Depth,
+    /// The id mapping to put on it.
+    pub idmap: Option<IdMap>,
+}
+
+/// A mapping of ids on a mount (mount_setattr(2), "ID-mapped mounts").
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdMap {
+    /// The mapping.
+    pub mapping: Mapping,
+    /// Whether mounts below are mapped as well.
+    pub depth: Depth,
+}
+
+/// Where a mapping comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mapping {
+    /// uid_map and gid_map as they are written.
+    Ids {
+        /// Of users.
+        uids: String,
+        /// Of groups.
+        gids: String,
+    },
+    /// That of a user namespace.
+    Of(PathBuf),
+}
+
+/// What lxcfs and engines mount within /proc. Anything else there could fake what is read about
+/// processes, and is refused (CVE-2019-16884, CVE-2019-19921).
+const WITHIN_PROC: [&str; 10] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/sys/crypto/fips_enabled",
+];
+
+/// Decides on the mount at `index` of the configuration; `bundle` is what relative sources are
+/// relative to.
+pub fn plan(spec: &Spec, index: usize, bundle: &Path) -> Result<Mount> {
+    let configured = &list(spec.mounts())[index];
+    let options = Options::parse(list(configured.options()));
+    let destination = normal(configured.destination());
+    let written = configured.source().clone().unwrap_or_default();
+    let kind = configured.typ().as_deref().unwrap_or_default();
+    let source = if options.remount {
+        Source::Remount
+    } else if let Some(depth) = options.bind {
+        Source::Bind { path: bundle.join(&written), depth }
+    } else {
+        let label = spec.linux().as_ref().and_then(|linux| linux.mount_label().as_deref());
+        let data = with_label(&options.data, kind, label);
+        let source = if written.as_os_str().is_empty() { Path::new(kind) } else { &written };
+        Source::FileSystem { kind: c_string(kind)?, source: c_string(&source.to_string_lossy())?, data: c_string(&data)? }
+    };
+    check_place(&destination, &source)?;
+    let file_system = matches!(source, Source::FileSystem { .. });
+    let read_only_later = options.set & libc::MS_RDONLY != 0
+        && file_system
+        && (kind == "tmpfs" || destination == Path::new("/dev"));
+    let source_text = written.display().to_string();
+    Ok(Mount { index, destination, source_text, source, options, read_only_later })
+}
+
+/// The mounts that the runtime has to open: those with an id mapping, and all bind mounts of a
+/// container with a user namespace, whose root may not be able to reach the source.
+pub fn trees(spec: &Spec, bundle: &Path, user_namespace: bool) -> Vec<Tree> {
+    let mut trees = Vec::new();
+    for (index, configured) in list(spec.mounts()).iter().enumerate() {
+        let options = Options::parse(list(configured.options()));
+        let Some(depth) = options.bind.filter(|_| !options.remount) else { continue };
+        let idmap = idmap(spec, configured, &options);
+        if idmap.is_some() || user_namespace {
+            let path = bundle.join(configured.source().as_deref().unwrap_or(Path::new("")));
+            trees.push(Tree { index, path, depth, idmap });
+        }
+    }
+    trees
+}
+
+/// The mount's own mapping, or the container's where it asks for one and has none.
+fn idmap(spec: &Spec, configured: &Configured, options: &Options) -> Option<IdMap> {
+    let depth = options.idmap.unwrap_or(Depth::Mount);
+    let ids = |uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]| Mapping::Ids { uids: map_text(uids), gids: map_text(gids) };
+    let own = list(configured.uid_mappings());
+    if !own.is_empty() {
+        return Some(IdMap { mapping: ids(own, list(configured.gid_mappings())), depth });
+    }
+    options.idmap?;
+    let linux = spec.linux().as_ref()?;
+    let user = list(linux.namespaces()).iter().find(|namespace| namespace.typ() == LinuxNamespaceType::User)?;
+    let mapping = match user.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
+        Some(path) => Mapping::Of(path.clone()),
+        None => ids(list(linux.uid_mappings()), list(linux.gid_mappings())),
+    };
+    Some(IdMap { mapping, depth })
+}
+
+/// Id mappings in the form of /proc/PID/uid_map (user_namespaces(7)).
+pub fn map_text(map: &[LinuxIdMapping]) -> String {
+    map.iter().map(|entry| format!("{} {} {}\n", entry.container_id(), entry.host_id(), entry.size())).collect()
+}
+
+fn with_label(data: &str, kind: &str, label: Option<&str>) -> String {
+    match label.filter(|label| !label.is_empty() && !matches!(kind, "proc" | "sysfs" | "mqueue")) {
+        None => data.into(),
+        Some(label) if data.is_empty() => format!("context=\"{label}\""),
+        Some(label) => format!("{data},context=\"{label}\""),
+    }
+}
+
+fn c_string(text: &str) -> Result<CString> {
+    CString::new(text).map_err(|_| Error::new("a string contains a NUL character"))
+}
+
+/// Where nothing may be mounted.
+fn check_place(destination: &Path, source: &Source) -> Result<()> {
+    let remount = *source == Source::Remount;
+    if destination == Path::new("/") && !remount {
+        return Err(Error::new("cannot mount over the container's root itself"));
+    }
+    let below = destination.starts_with("/proc");
+    if !below || remount || WITHIN_PROC.iter().any(|allowed| Path::new(allowed) == destination) {
+        return Ok(());
+    }
+    match source {
+        Source::FileSystem { kind, .. } if destination == Path::new("/proc") => match kind.as_bytes() {
+            b"proc" => Ok(()),
+            _ => Err(Error::new(format!("{destination:?} cannot be mounted because it is not of type proc"))),
+        },
+        // The type of what is bound is known only when it is open: see `check_bound_proc`.
+        Source::Bind { .. } if destination == Path::new("/proc") => Ok(()),
+        _ => Err(Error::new(format!("{destination:?} cannot be mounted because it is inside /proc"))),
+    }
+}
+
+impl fmt::Display for Mount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at = self.destination.display();
+        match &self.source {
+            Source::FileSystem { kind, data, .. } => write!(f, "mount {} on {at}, {:?}", kind.to_string_lossy(), data)?,
+            Source::Bind { path, depth: Depth::Mount } => write!(f, "bind {} to {at}", path.display())?,
+            Source::Bind { path, depth: Depth::Tree } => write!(f, "bind {} and below to {at}", path.display())?,
+            Source::Remount => write!(f, "remount {at}")?,
+        }
+        write!(f, ", set {:#x}, clear {:#x}", self.options.set, self.options.clear)?;
+        for (flag, depth) in &self.options.propagation {
+            write!(f, ", propagation {flag:#x}{}", if *depth == Depth::Tree { " and below" } else { "" })?;
+        }
+        if let Some(attr) = &self.options.recursive {
+            write!(f, ", set {:#x} and clear {:#x} for all below", attr.attr_set, attr.attr_clr)?;
+        }
+        Ok(())
+    }
+}
+
+impl Step for Mount {
+    fn apply(&self, init: &mut Init) -> Result<()> {
+        self.mount(init)
+            .doing(|| format!("error mounting {:?} to rootfs at {:?}", self.source_text, self.destination))
+    }
+}
+
+impl Mount {
+    fn mount(&self, init: &mut Init) -> Result<()> {
+        let mounted = match &self.source {
+            Source::FileSystem { kind, source, data } => self.mount_file_system(init, kind, source, data)?,
+            Source::Bind { path, depth } => self.bind(init, path, *depth)?,
+            Source::Remount => {
+                let target = init.root.resolve(&self.destination, OFlag::O_PATH, Links::Follow)?;
+                mount::set_attributes(target.as_fd(), Depth::Mount, &self.options.named_attributes())?;
+                Some(target)
+            }
+        };
+        if !self.needs_the_mount() {
+            return Ok(());
+        }
+        let mounted = match mounted {
+            Some(mounted) => mounted,
+            None => init.root.resolve(&self.destination, OFlag::O_PATH, Links::Follow)?,
+        };
+        for &(propagation, depth) in &self.options.propagation {
+            let attr = MountAttr { propagation, ..MountAttr::default() };
+            mount::set_attributes(mounted.as_fd(), depth, &attr)?;
+        }
+        if let Some(attr) = &self.options.recursive {
+            mount::set_attributes(mounted.as_fd(), Depth::Tree, attr)?;
+        }
+        if self.read_only_later {
+            init.read_only_later.push(mounted);
+        }
+        Ok(())
+    }
+
+    fn needs_the_mount(&self) -> bool {
+        !self.options.propagation.is_empty() || self.options.recursive.is_some() || self.read_only_later
+    }
+
+    /// Mounts in the classic way, on a descriptor: it takes all options at once and in any length,
+    /// which the calls of `FileSystem` don't.
+    fn mount_file_system(
+        &self,
+        init: &Init,
+        kind: &CString,
+        source: &CString,
+        data: &CString,
+    ) -> Result<Option<OwnedFd>> {
+        let target = self.target(&init.root, kind)?;
+        let mut flags = self.options.set;
+        if self.read_only_later {
+            flags &= !libc::MS_RDONLY;
+        }
+        let mut data = data.clone();
+        if kind.as_bytes() == b"tmpfs" && !self.options.data.contains("mode=") {
+            data = with_mode_of(target.as_fd(), &data)?;
+        }
+        let below = self.options.copy_up.then(|| copy_up::reopen(target.as_fd())).transpose()?;
+        let path = through_proc(target.as_fd());
+        mount::mount(Some(source), &path, Some(kind), flags, Some(&data))
+            .map_err(|failed| explained(failed, kind, source, &data))?;
+        if let Some(below) = below {
+            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+            let mounted = init.root.resolve(&self.destination, flags, Links::Follow)?;
+            copy_up::copy(below.as_fd(), mounted.as_fd())?;
+        }
+        Ok(None)
+    }
+
+    /// The directory to mount on. For procfs and sysfs it must be a real one: a link could put
+    /// them where they aren't masked, or leave /proc to the image (CVE-2019-19921, CVE-2023-27561).
+    fn target(&self, root: &Root, kind: &CString) -> Result<OwnedFd> {
+        if !matches!(kind.as_bytes(), b"proc" | b"sysfs") {
+            let target = root.ensure(&self.destination, Kind::Directory)?;
+            return self.outside_proc(target);
+        }
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        match root.resolve(&self.destination, flags, Links::Refuse) {
+            Err(failed) if failed.errno == Errno::ENOENT => Ok(root.ensure(&self.destination, Kind::Directory)?),
+            Err(failed) if matches!(failed.errno, Errno::ELOOP | Errno::ENOTDIR) => {
+                let error = format!("filesystem {kind:?} must be mounted on ordinary directory");
+                Err(Error::from(failed).prefix(&error))
+            }
+            other => Ok(other?),
+        }
+    }
+
+    fn bind(&self, init: &mut Init, path: &Path, depth: Depth) -> Result<Option<OwnedFd>> {
+        let opened = init.trees.iter().position(|(index, _)| *index == self.index);
+        let tree = match opened {
+            Some(position) => init.trees.swap_remove(position).1,
+            None => mount::clone_tree(AT_FDCWD, path, depth)?,
+        };
+        let target = match init.root.resolve(&self.destination, OFlag::O_PATH, Links::Follow) {
+            Err(failed) if failed.errno == Errno::ENOENT => {
+                init.root.ensure(&self.destination, if is_directory(tree.as_fd())? { Kind::Directory } else { Kind::File })?
+            }
+            other => other?,
+        };
+        if self.destination == Path::new("/proc") {
+            check_bound_proc(tree.as_fd())?;
+        }
+        let target = self.outside_proc(target)?;
+        if let Some(attr) = self.options.bind_attributes() {
+            match mount::set_attributes(tree.as_fd(), Depth::Mount, &attr) {
+                // Flags that a user namespace inherited can't be cleared; what was asked for
+                // by name must still be done.
+                Err(failed) if failed.errno == Errno::EPERM => {
+                    mount::set_attributes(tree.as_fd(), Depth::Mount, &self.options.named_attributes())?;
+                }
+                other => other?,
+            }
+        }
+        mount::attach(tree.as_fd(), target.as_fd(), c"")?;
+        Ok(Some(tree))
+    }
+
+    /// Refuses a target that a link of the image's put on a procfs.
+    fn outside_proc(&self, target: OwnedFd) -> Result<OwnedFd> {
+        if self.destination.starts_with("/proc") || !is_proc(target.as_fd())? {
+            return Ok(target);
+        }
+        Err(Error::new(format!("{:?} cannot be mounted because it leads into /proc", self.destination)))
+    }
+}
+
+/// A path to what a descriptor refers to, on the host's procfs: the classic mount(2) takes paths.
+pub fn through_proc(fd: BorrowedFd<'_>) -> PathBuf {
+    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
+}
+
+fn is_proc(fd: BorrowedFd<'_>) -> Result<bool> {
+    Ok(fstatfs(fd).call(|| format!("fstatfs({})", fd.as_raw_fd()))?.filesystem_type() == PROC_SUPER_MAGIC)
+}
+
+/// Only a procfs may be bound to /proc.
+fn check_bound_proc(tree: BorrowedFd<'_>) -> Result<()> {
+    match is_proc(tree)? {
+        true => Ok(()),
+        false => Err(Error::new("\"/proc\" cannot be mounted because it is not of type proc")),
+    }
+}
+
+fn is_directory(fd: BorrowedFd<'_>) -> Result<bool> {
+    let stat = fstat(fd).call(|| format!("fstat({})", fd.as_raw_fd()))?;
+    Ok(SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR)
+}
+
+/// A tmpfs over a directory of the image has that one's mode, as under runc.
+fn with_mode_of(directory: BorrowedFd<'_>, data: &CString) -> Result<CString> {
+    let stat = fstat(directory).call(|| format!("fstat({})", directory.as_raw_fd()))?;
+    let mode = format!("mode={:04o}", stat.st_mode & 0o7777);
+    let data = data.to_string_lossy();
+    c_string(&if data.is_empty() { mode } else { format!("{mode},{data}") })
+}
+
+/// Adds what the kernel says of a file system that it refused, by asking again in the way that
+/// gives reasons.
+fn explained(failed: Failed, kind: &CString, source: &CString, data: &CString) -> Error {
+    let errno = failed.errno;
+    let error = Error::from(failed);
+    if errno == Errno::ENODEV {
+        return error.hint(format!("the kernel knows no file system type {kind:?}: see /proc/filesystems"));
+    }
+    match complaint(kind, source, data) {
+        Some(complaint) => error.hint(complaint),
+        None => error,
+    }
+}
+
+fn complaint(kind: &CString, source: &CString, data: &CString) -> Option<String> {
+    let file_system = FileSystem::open(kind).ok()?;
+    let mut refused = file_system.set(c"source", Some(source)).is_err();
+    for option in data.to_str().ok()?.split(',').filter(|option| !option.is_empty()) {
+        let (key, value) = option.split_once('=').map_or((option, None), |(key, value)| (key, Some(value)));
+        let value = value.map(CString::new).transpose().ok()?;
+        refused |= file_system.set(&CString::new(key).ok()?, value.as_deref()).is_err();
+        if refused {
+            return file_system.complaint().or_else(|| Some(format!("the kernel refuses the option {option:?}")));
+        }
+    }
+    file_system.mount(0).is_err().then(|| file_system.complaint()).flatten()
+}
+
+/// Makes mounts read-only that had to be written to until now.
+pub struct ReadOnlyLater;
+
+impl fmt::Display for ReadOnlyLater {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("make tmpfs mounts with the option ro read-only")
+    }
+}
+
+impl Step for ReadOnlyLater {
+    fn apply(&self, init: &mut Init) -> Result<()> {
+        for mounted in init.read_only_later.drain(..) {
+            let attr = MountAttr { attr_set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+            mount::set_attributes(mounted.as_fd(), Depth::Mount, &attr).at(&Pointer::to("/mounts"))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::parse;
+
+    fn planned(mount: &str) -> std::result::Result<String, String> {
+        let spec: Spec =
+            parse(format!(r#"{{"ociVersion":"1.0.0","mounts":[{mount}]}}"#).as_bytes()).expect("it parses");
+        plan(&spec, 0, Path::new("/bundle")).map(|mount| mount.to_string()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_bind_mount_is_one_by_its_options() {
+        assert_eq!(
+            planned(r#"{"destination":"a/../b","type":"tmpfs","source":"vol","options":["rbind","rslave","ro"]}"#),
+            Ok("bind /bundle/vol and below to /b, set 0x1, clear 0x0, propagation 0x80000 and below".into())
+        );
+        assert_eq!(
+            planned(r#"{"destination":"/a","type":"bind","source":"/x","options":["mode=755"]}"#),
+            Ok("mount bind on /a, \"mode=755\", set 0x0, clear 0x0".into()),
+            "the type alone makes none"
+        );
+    }
+
+    #[test]
+    fn nothing_is_mounted_over_the_root_or_within_proc() {
+        for bad in [
+            r#"{"destination":"/","type":"tmpfs"}"#,
+            r#"{"destination":"/x/..","type":"tmpfs"}"#,
+            r#"{"destination":"/proc","type":"tmpfs"}"#,
+            r#"{"destination":"/proc/self","type":"tmpfs"}"#,
+            r#"{"destination":"/proc/sys","source":"/x","options":["bind"]}"#,
+        ] {
+            assert!(planned(bad).is_err(), "{bad}");
+        }
+        for good in [
+            r#"{"destination":"/proc","type":"proc"}"#,
+            r#"{"destination":"/proc/meminfo","source":"/x","options":["bind"]}"#,
+            r#"{"destination":"/process","type":"tmpfs"}"#,
+        ] {
+            assert!(planned(good).is_ok(), "{good}");
+        }
+    }
+
+    #[test]
+    fn id_mappings_come_from_the_mount_or_the_container() {
+        let spec: Spec = parse(
+            br#"{"ociVersion":"1.0.0","mounts":[
+                {"destination":"/a","source":"a","options":["bind"]},
+                {"destination":"/b","source":"b","options":["rbind","ridmap"]},
+                {"destination":"/c","source":"c","options":["bind","idmap"],
+                 "uidMappings":[{"containerID":1,"hostID":2,"size":3}],"gidMappings":[{"containerID":4,"hostID":5,"size":6}]}],
+                "linux":{"namespaces":[{"type":"user"}],"uidMappings":[{"containerID":0,"hostID":7,"size":8}],"gidMappings":[{"containerID":0,"hostID":9,"size":8}]}}"#,
+        )
+        .expect("it parses");
+        let trees = trees(&spec, Path::new("/bundle"), false);
+        let seen: Vec<_> = trees.iter().map(|tree| (tree.index, tree.idmap.clone().expect("a map"))).collect();
+        let map = |uids: &str, gids: &str, depth| IdMap {
+            mapping: Mapping::Ids { uids: uids.into(), gids: gids.into() },
+            depth,
+        };
+        assert_eq!(
+            seen,
+            [(1, map("0 7 8\n", "0 9 8\n", Depth::Tree)), (2, map("1 2 3\n", "4 5 6\n", Depth::Mount))]
+        );
+    }
+}

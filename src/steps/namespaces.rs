@@ -1,0 +1,136 @@
+//! What a process does about its namespaces from inside (config-linux.md, "Namespaces").
+//!
+//! Which are new and which are joined is for `launch::spawn`; here is what is left to do in them.
+
+use super::{Init, Step};
+use crate::error::{Context, Pointer, Result};
+use crate::sys::{self, Call, file, identity, socket};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType};
+use oci_spec::runtime::Linux;
+use std::fmt;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+/// CLONE_NEWTIME, which nix doesn't have.
+pub const CLONE_NEWTIME: CloneFlags = CloneFlags::from_bits_retain(0x80);
+
+/// Becomes root of the user namespace, so that what is made from here on belongs to it.
+pub struct BecomeRoot;
+
+impl fmt::Display for BecomeRoot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("become root of the user namespace")
+    }
+}
+
+impl Step for BecomeRoot {
+    fn apply(&self, _: &mut Init) -> Result<()> {
+        identity::set_group(0).call(|| "setresgid(0, 0, 0)".into()).doing(|| "group 0 is not mapped".into())?;
+        identity::set_user(0).call(|| "setresuid(0, 0, 0)".into()).doing(|| "user 0 is not mapped".into())?;
+        // A change of ids makes a process what the system's default says; it must stay closed to
+        // those who could otherwise trace it while it holds descriptors of the host.
+        sys::process::prctl(libc::PR_SET_DUMPABLE, 0, "PR_SET_DUMPABLE")?;
+        Ok(())
+    }
+}
+
+/// Makes a cgroup namespace whose root is the container's cgroup: only after it was entered, where
+/// the process wasn't cloned into it.
+pub struct NewCgroupNamespace;
+
+impl fmt::Display for NewCgroupNamespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("new cgroup namespace")
+    }
+}
+
+impl Step for NewCgroupNamespace {
+    fn apply(&self, _: &mut Init) -> Result<()> {
+        Ok(unshare(CloneFlags::CLONE_NEWCGROUP).call(|| "unshare(CLONE_NEWCGROUP)".into())?)
+    }
+}
+
+/// Makes a time namespace with its clocks' offsets (time_namespaces(7)).
+///
+/// Not by clone3(2): offsets can be written only while no process is in the namespace yet.
+pub struct NewTimeNamespace {
+    offsets: Vec<(Pointer, String)>,
+}
+
+impl NewTimeNamespace {
+    /// With the offsets of the configuration.
+    pub fn plan(linux: &Linux) -> Self {
+        let mut offsets: Vec<_> = linux.time_offsets().iter().flatten().collect();
+        offsets.sort_by_key(|(clock, _)| *clock);
+        let at = Pointer::to("/linux/timeOffsets");
+        let line = |(clock, offset): (&String, &oci_spec::runtime::LinuxTimeOffset)| {
+            let (seconds, nanoseconds) = (offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0));
+            (at.key(clock), format!("{clock} {seconds} {nanoseconds}\n"))
+        };
+        NewTimeNamespace { offsets: offsets.into_iter().map(line).collect() }
+    }
+}
+
+impl fmt::Display for NewTimeNamespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "new time namespace")?;
+        self.offsets.iter().try_for_each(|(_, line)| write!(f, ", {}", line.trim_end()))
+    }
+}
+
+impl Step for NewTimeNamespace {
+    fn apply(&self, _: &mut Init) -> Result<()> {
+        unshare(CLONE_NEWTIME).call(|| "unshare(CLONE_NEWTIME)".into())?;
+        for (at, line) in &self.offsets {
+            file::write(Path::new("/proc/self/timens_offsets"), line).at(at)?;
+        }
+        let children = file::open(AT_FDCWD, Path::new("/proc/self/ns/time_for_children"), OFlag::O_RDONLY)?;
+        Ok(setns(children.as_fd(), CLONE_NEWTIME).call(|| "setns(CLONE_NEWTIME)".into())?)
+    }
+}
+
+/// Sets the loopback device of a new network namespace up: programs expect 127.0.0.1 to work.
+pub struct LoopbackUp;
+
+impl fmt::Display for LoopbackUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("set the loopback device up")
+    }
+}
+
+impl Step for LoopbackUp {
+    fn apply(&self, _: &mut Init) -> Result<()> {
+        let socket = nix::sys::socket::socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None);
+        match socket {
+            // A kernel without IPv4 has no loopback device to set up either.
+            Err(Errno::EAFNOSUPPORT) => Ok(()),
+            other => Ok(socket::loopback_up(other.call(|| "socket(AF_INET, SOCK_DGRAM)".into())?.as_fd())?),
+        }
+    }
+}
+
+/// Joins the namespaces that the runtime has opened (setns(2)).
+pub struct JoinNamespaces;
+
+impl fmt::Display for JoinNamespaces {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("join namespaces")
+    }
+}
+
+impl Step for JoinNamespaces {
+    fn apply(&self, init: &mut Init) -> Result<()> {
+        let mut mount_namespace = false;
+        for (kinds, namespace) in init.namespaces.drain(..) {
+            setns(namespace.as_fd(), kinds).call(|| format!("setns({kinds:?})"))?;
+            mount_namespace |= kinds.contains(CloneFlags::CLONE_NEWNS);
+        }
+        if mount_namespace {
+            init.root = crate::root::Root::open(Path::new("/"))?;
+        }
+        Ok(())
+    }
+}

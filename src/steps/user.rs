@@ -1,0 +1,91 @@
+//! `process.user`, and no_new_privs.
+
+use super::{Init, Step};
+use crate::config::list;
+use crate::error::{Context, Error, Pointer, Result};
+use crate::sys::{Call, identity, process};
+use nix::errno::Errno;
+use nix::sys::stat::{Mode, umask};
+use oci_spec::runtime::Process;
+use std::fmt;
+
+/// Becomes the container's user. Capabilities stay permitted for the steps that follow, but for a
+/// user other than root they are no longer effective: what is looked up next is seen as the user
+/// sees it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct User {
+    at: Pointer,
+    uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+    umask: u32,
+}
+
+/// config.md leaves it to the caller's; runc's is this, and images are tested with it.
+const DEFAULT_UMASK: u32 = 0o022;
+
+impl User {
+    /// The process's user.
+    pub fn plan(process: &Process, at: &Pointer) -> Self {
+        let user = process.user();
+        User {
+            at: at.key("user"),
+            uid: user.uid(),
+            gid: user.gid(),
+            groups: list(user.additional_gids()).to_vec(),
+            umask: user.umask().unwrap_or(DEFAULT_UMASK),
+        }
+    }
+
+    fn refused(&self, key: &str, id: u32, errno: Errno) -> Error {
+        let error = match errno {
+            Errno::EINVAL => Error::new(format!("cannot set{key} to unmapped {key} {id} in user namespace")),
+            _ => Error::from(crate::sys::Failed { call: format!("setres{key}({id}, {id}, {id})"), errno }),
+        };
+        error.at(self.at.key(key))
+    }
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "user {}, group {}, groups {:?}, umask {:04o}", self.uid, self.gid, self.groups, self.umask)
+    }
+}
+
+impl Step for User {
+    fn apply(&self, _: &mut Init) -> Result<()> {
+        umask(Mode::from_bits_truncate(self.umask));
+        if self.uid != 0 {
+            // A change from root to another takes the capabilities away unless told otherwise.
+            identity::set_keep_capabilities(true)?;
+        }
+        // Always, also to none: the caller's groups are not the container's.
+        match identity::set_groups(&self.groups).call(|| format!("setgroups({:?})", self.groups)) {
+            // A user namespace whose mapping an ordinary user made may not set any.
+            Err(failed) if failed.errno == Errno::EPERM && self.groups.is_empty() => {}
+            other => other.at(&self.at.key("additionalGids"))?,
+        }
+        identity::set_group(self.gid).map_err(|errno| self.refused("gid", self.gid, errno))?;
+        identity::set_user(self.uid).map_err(|errno| self.refused("uid", self.uid, errno))?;
+        if (self.uid, self.gid) != (0, 0) {
+            // The change may have made this process one that others of its user can trace.
+            process::prctl(libc::PR_SET_DUMPABLE, 0, "PR_SET_DUMPABLE")?;
+        }
+        Ok(())
+    }
+}
+
+/// `process.noNewPrivileges`.
+pub struct NoNewPrivileges;
+
+impl fmt::Display for NoNewPrivileges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no new privileges")
+    }
+}
+
+impl Step for NoNewPrivileges {
+    fn apply(&self, _: &mut Init) -> Result<()> {
+        Ok(nix::sys::prctl::set_no_new_privs().call(|| "prctl(PR_SET_NO_NEW_PRIVS, 1)".into())?)
+    }
+}
