@@ -25,6 +25,15 @@ pub enum Kind {
     File,
 }
 
+/// When something came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Made {
+    /// Just now, by `Root`.
+    Now,
+    /// It was there.
+    Before,
+}
+
 /// How symbolic links on the way are treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Links {
@@ -49,9 +58,19 @@ impl Root {
     /// A reference (O_PATH) to `path` within the root, which is made as `kind` where it is
     /// missing, with its parents.
     pub fn ensure(&self, path: &Path, kind: Kind) -> Result<OwnedFd> {
+        self.ensure_as(path, || Ok(kind)).map(|(file, _)| file)
+    }
+
+    /// As `ensure`; what is made is decided only when it is, and told along.
+    pub fn ensure_as(&self, path: &Path, kind: impl FnOnce() -> Result<Kind>) -> Result<(OwnedFd, Made)> {
         match open_within(self.0.as_fd(), path, OFlag::O_PATH, Links::Follow) {
-            Err(Errno::ENOENT) => self.make(path, kind).call(|| format!("openat2({path:?}, O_CREAT, RESOLVE_IN_ROOT)")),
-            other => other.call(|| format!("openat2({path:?}, O_PATH, RESOLVE_IN_ROOT)")),
+            Err(Errno::ENOENT) => {
+                let made = self.make(path, kind()?);
+                made.map(|file| (file, Made::Now)).call(|| format!("openat2({path:?}, O_CREAT, RESOLVE_IN_ROOT)"))
+            }
+            other => other
+                .map(|file| (file, Made::Before))
+                .call(|| format!("openat2({path:?}, O_PATH, RESOLVE_IN_ROOT)")),
         }
     }
 
@@ -88,10 +107,10 @@ impl Root {
         Err(Errno::ELOOP)
     }
 
-    /// The longest part of `path` that exists, and what is missing after it.
+    /// The longest part above the last of `path` that exists, and what is missing after it.
     fn deepest(&self, path: &Path) -> nix::Result<(OwnedFd, PathBuf, Vec<OsString>)> {
-        let mut missing = Vec::new();
-        let mut present = path.to_path_buf();
+        let mut missing = vec![path.file_name().ok_or(Errno::ENOENT)?.to_owned()];
+        let mut present = path.parent().unwrap_or(Path::new("/")).to_path_buf();
         loop {
             match open_within(self.0.as_fd(), &present, OFlag::O_PATH, Links::Follow) {
                 Ok(dir) => {

@@ -248,12 +248,11 @@ impl Cgroup {
         let place = plan.places.iter().find(|place| place.controllers.split(',').any(|one| one == "cpuset"));
         let (Some(directory), Some(place)) = (self.directory_of("cpuset"), place) else { return Ok(()) };
         for name in ["cpuset.cpus", "cpuset.mems"] {
-            let own = plan.writes.iter().any(|(_, write)| write.file == name);
-            if own {
-                let parent = directory.path.parent().unwrap_or(&place.mount_point);
-                cpuset_of(parent, name, &place.mount_point)?;
-            } else {
-                cpuset_of(&directory.path, name, &place.mount_point)?;
+            let parent = directory.path.parent().unwrap_or(&place.mount_point);
+            let inherited = cpuset_of(parent, name, &place.mount_point)?;
+            let configured = plan.writes.iter().any(|(_, write)| write.file == name);
+            if !configured && !directory.kept {
+                file::write(&directory.file(name), inherited.trim())?;
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! How this host mounts its cgroups (cgroups(7)).
 
 use crate::error::{Context, Error, Result};
-use crate::sys::Call;
+use crate::sys::{Call, file};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, FsType, TMPFS_MAGIC, statfs};
 use std::path::{Path, PathBuf};
 
@@ -47,9 +47,7 @@ impl Layout {
     /// there (containerd#5113).
     pub fn probe() -> Result<Self> {
         let kind = statfs(ROOT).call(|| format!("statfs({ROOT:?})")).doing(|| "cgroups".into())?.filesystem_type();
-        let memberships = std::fs::read_to_string("/proc/self/cgroup")
-            .call(|| "open(\"/proc/self/cgroup\")".into())
-            .doing(|| "cgroups".into())?;
+        let memberships = file::read(Path::new("/proc/self/cgroup")).doing(|| "cgroups".into())?;
         Self::of(kind, &memberships)
     }
 
@@ -86,7 +84,7 @@ impl Layout {
 pub fn is_unprivileged() -> bool {
     let whole = |map: String| map.split_whitespace().eq(["0", "0", "4294967295"]);
     !nix::unistd::geteuid().is_root()
-        || !crate::sys::file::read(Path::new("/proc/self/uid_map")).is_ok_and(whole)
+        || !file::read(Path::new("/proc/self/uid_map")).is_ok_and(whole)
 }
 
 #[cfg(test)]

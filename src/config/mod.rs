@@ -5,7 +5,8 @@ mod check_linux;
 mod normalise;
 
 use crate::error::{Context, Error, Pointer, Result};
-use crate::sys::Call;
+use crate::sys::{Call, file};
+use nix::fcntl::{AT_FDCWD, OFlag};
 use oci_spec::runtime::{Process, Spec};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -48,9 +49,7 @@ impl Config {
 
     /// Reads the configuration of the bundle at `bundle` without checking it.
     pub fn read(bundle: &Path) -> Result<Self> {
-        let bundle = std::fs::canonicalize(bundle)
-            .call(|| format!("realpath({bundle:?})"))
-            .doing(|| "bundle directory".into())?;
+        let bundle = std::path::absolute(bundle).map_err(|error| Error::new(format!("bundle {bundle:?}: {error}")))?;
         let text = read(&bundle.join(FILE))?;
         Ok(Config { spec: parse(&text)?, bundle, text })
     }
@@ -81,13 +80,14 @@ pub fn list<T>(list: &Option<Vec<T>>) -> &[T] {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let file = File::open(path).call(|| format!("open({path:?})")).map_err(|failed| {
+    let file = file::open(AT_FDCWD, path, OFlag::O_RDONLY).map_err(|failed| {
         let missing = failed.errno == nix::errno::Errno::ENOENT;
         let error = Error::from(failed).prefix("cannot read the configuration");
         if missing { error.hint("a bundle has config.json beside its root file system; `damda spec` writes one") } else { error }
     })?;
     let mut text = Vec::with_capacity(8192);
-    file.take(MOST_BYTES + 1)
+    File::from(file)
+        .take(MOST_BYTES + 1)
         .read_to_end(&mut text)
         .call(|| format!("read({path:?})"))
         .doing(|| "cannot read the configuration".into())?;

@@ -5,7 +5,7 @@ use crate::sys::file::{Lock, lock};
 use crate::sys::{self, Call};
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, openat, renameat};
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::io::Write;
@@ -100,21 +100,12 @@ impl Directory {
         self.path.join(name)
     }
 
-    /// Writes a file that nobody else reads meanwhile.
+    /// Writes a file.
     pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file = openat(&self.fd, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)
             .call(|| format!("open({:?}, O_WRONLY|O_CREAT)", self.file(name)))?;
         std::fs::File::from(file).write_all(content).call(|| format!("write({:?})", self.file(name)))?;
-        Ok(())
-    }
-
-    /// Writes a file that others may be reading: they see the old content or the new.
-    pub fn replace(&self, name: &str, content: &[u8]) -> Result<()> {
-        let temporary = format!(".{name}");
-        self.write(&temporary, content)?;
-        renameat(&self.fd, temporary.as_str(), &self.fd, name)
-            .call(|| format!("rename({:?}, {name:?})", self.file(&temporary)))?;
         Ok(())
     }
 
@@ -165,9 +156,17 @@ impl Directory {
         Ok(lock(probe.as_fd(), Lock::Probe) == Err(Errno::EWOULDBLOCK))
     }
 
-    /// Removes the directory with all that is in it: links themselves, not what they lead to.
-    pub fn remove(&self) -> Result<()> {
-        remove_entries(self.fd.as_fd(), &self.path)?;
+    /// Removes the directory with all that is in it: first the files of these names, which are
+    /// mostly all. Links are removed themselves, not what they lead to.
+    pub fn remove(&self, names: &[&str]) -> Result<()> {
+        for name in names {
+            // What is still there then is found below.
+            let _ = unlinkat(&self.fd, *name, UnlinkatFlags::NoRemoveDir);
+        }
+        match sys::file::rmdir(&self.path) {
+            Ok(()) | Err(Errno::ENOENT) => return Ok(()),
+            Err(_) => remove_entries(self.fd.as_fd(), &self.path)?,
+        }
         match sys::file::rmdir(&self.path) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
             Err(errno) => Ok(Err(errno).call(|| format!("rmdir({:?})", self.path))?),
@@ -233,19 +232,19 @@ mod tests {
         let b = store.claim("b").expect("free");
         std::os::unix::fs::symlink(&outside, dir.path().join("root/b/link")).expect("symlink");
         std::fs::create_dir_all(dir.path().join("root/b/d/e")).expect("mkdir");
-        b.remove().expect("removed");
+        b.remove(&["link"]).expect("removed");
         assert!(outside.join("kept").is_dir());
         assert!(!dir.path().join("root/b").exists());
     }
 
     #[test]
-    fn files_are_replaced_whole() {
+    fn files_are_written_and_read() {
         let dir = tempfile::tempdir().expect("a directory");
         let a = Store::new(dir.path().into()).claim("a").expect("free");
         assert_eq!(a.read("f"), Ok(None));
-        a.replace("f", b"one").expect("written");
-        a.replace("f", b"two").expect("written");
+        a.write("f", b"one, longer").expect("written");
+        a.write("f", b"two").expect("written");
         assert_eq!(a.read("f"), Ok(Some(b"two".to_vec())));
-        assert!(a.has("f") && !a.has(".f"));
+        assert!(a.has("f") && !a.has("g"));
     }
 }

@@ -4,18 +4,21 @@ use super::{Directory, Store, gate};
 use crate::cgroup::{Cgroup, Freeze};
 use crate::config::{self, Config, SPEC_VERSION};
 use crate::error::{Error, Result};
+use crate::sys::file;
 use crate::sys::process::{pidfd_open, pidfd_send_signal};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use oci_spec::runtime::Hook;
+use procfs::FromRead;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 const STATE: &str = "state.json";
+const INIT: &str = "init.json";
 
 /// What `create` keeps for the commands that follow.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -36,7 +39,9 @@ pub struct State {
     /// The annotations of config.json.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
-    /// The container's first process; None until it is made.
+    /// The container's first process; None until it is made. Kept in a file of its own: all else
+    /// is known before, and never changes.
+    #[serde(skip)]
     pub init: Option<Init>,
     /// Its cgroups.
     pub cgroup: Cgroup,
@@ -69,7 +74,8 @@ pub struct Init {
 impl Init {
     /// Process `pid` as it is now; None if it is gone.
     pub fn now(pid: Pid) -> Option<Self> {
-        let stat = procfs::process::Process::new(pid.as_raw()).and_then(|process| process.stat()).ok()?;
+        let text = file::read(Path::new(&format!("/proc/{pid}/stat"))).ok()?;
+        let stat = procfs::process::Stat::from_read(text.as_bytes()).ok()?;
         // A zombie has ended, whoever may still have to collect it.
         (!matches!(stat.state, 'Z' | 'X')).then_some(Init { pid: pid.as_raw(), start_time: stat.starttime })
     }
@@ -146,14 +152,18 @@ pub fn spec_state(
     annotations: &BTreeMap<String, String>,
     pid: Option<Pid>,
 ) -> Value {
-    let mut state = json!({"ociVersion": SPEC_VERSION, "id": id, "status": status, "bundle": bundle});
+    let mut state = serde_json::json!({"ociVersion": SPEC_VERSION, "id": id, "status": status, "bundle": bundle});
     if let Some(pid) = pid {
         state["pid"] = pid.as_raw().into();
     }
     if !annotations.is_empty() {
-        state["annotations"] = json!(annotations);
+        state["annotations"] = serde_json::json!(annotations);
     }
     state
+}
+
+fn json(value: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|error| Error::new(error.to_string()))
 }
 
 /// A container that exists: its directory and its state.
@@ -171,28 +181,38 @@ impl Container {
         let missing = || Error::new("container does not exist");
         let directory = store.open(id)?.ok_or_else(missing)?;
         let text = directory.read(STATE)?.ok_or_else(missing)?;
-        let state = serde_json::from_slice(&text)
+        let mut state: State = serde_json::from_slice(&text)
             .map_err(|error| Error::new(format!("{:?} is damaged: {error}", directory.file(STATE))))?;
+        state.init = Self::init(&directory);
         Ok(Container { directory, state })
     }
 
-    /// The cgroups of a container whose state can't be read as a whole.
+    /// The first process; none where `create` was killed before it was written down as a whole.
+    fn init(directory: &Directory) -> Option<Init> {
+        serde_json::from_slice(&directory.read(INIT).ok()??).ok()
+    }
+
+    /// The cgroups and the first process of a container whose state can't be read as a whole.
     pub fn salvage(directory: &Directory) -> (Cgroup, Option<Init>) {
         let text = directory.read(STATE).ok().flatten().unwrap_or_default();
         let mut state: Value = serde_json::from_slice(&text).unwrap_or_default();
-        let cgroup = serde_json::from_value(state["cgroup"].take()).unwrap_or_default();
-        (cgroup, serde_json::from_value(state["init"].take()).unwrap_or_default())
+        (serde_json::from_value(state["cgroup"].take()).unwrap_or_default(), Self::init(directory))
     }
 
-    /// Keeps the state.
-    pub fn save(&self) -> Result<()> {
-        let text = serde_json::to_vec(&self.state).map_err(|error| Error::new(error.to_string()))?;
-        self.directory.replace(STATE, &text)
+    /// Keeps the state, and the configuration for `exec`.
+    pub fn save(&self, config: &Config) -> Result<()> {
+        self.directory.write(config::FILE, &config.text)?;
+        self.directory.write(STATE, &json(&self.state)?)
     }
 
-    /// Keeps the configuration for `exec`.
-    pub fn save_config(&self, text: &[u8]) -> Result<()> {
-        self.directory.write(config::FILE, text)
+    /// Keeps which process is the first.
+    pub fn save_init(&self) -> Result<()> {
+        self.directory.write(INIT, &json(&self.state.init)?)
+    }
+
+    /// Removes all that is kept of it.
+    pub fn forget(&self) -> Result<()> {
+        self.directory.remove(&[STATE, INIT, config::FILE])
     }
 
     /// The configuration that the container was created with.

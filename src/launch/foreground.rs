@@ -76,7 +76,7 @@ impl Foreground {
                 let output = writes.is_some() && ready(if reads { 3 } else { 2 });
                 (ready(0), ready(1), reads && ready(2), output)
             };
-            if signal {
+            if signal && !ended {
                 self.pass_on_signals(child)?;
             }
             if let Some(relay) = &mut self.terminal {

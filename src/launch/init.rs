@@ -4,7 +4,6 @@ use crate::container::gate;
 use crate::error::{Error, Result};
 use crate::link::{Link, Message};
 use crate::plan::Plan;
-use crate::root::Root;
 use crate::steps::{Found, Init};
 use crate::sys::Call;
 use crate::sys::process::{abandon, close_on_exec_from, exit};
@@ -12,7 +11,6 @@ use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use nix::sys::stat::{Mode, umask};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::path::Path;
 
 /// What the process takes along from the runtime.
 pub struct Luggage {
@@ -46,8 +44,8 @@ pub fn run(plan: &Plan, luggage: Luggage) -> ! {
     let Luggage { link, console, trees, namespaces, kept, start, abandoned } = luggage;
     let (link, error) = match prepare(kept, abandoned) {
         Err(error) => (link, error),
-        Ok(root) => {
-            let (read_only_later, null, found) = (Vec::new(), None, Found::default());
+        Ok(()) => {
+            let (root, read_only_later, null, found) = (None, Vec::new(), None, Found::default());
             let mut init = Init { root, link, console, trees, namespaces, read_only_later, null, found };
             let error = make(plan, start, &mut init);
             (init.link, error)
@@ -58,7 +56,7 @@ pub fn run(plan: &Plan, luggage: Luggage) -> ! {
     exit(1)
 }
 
-fn prepare(kept: i32, abandoned: RawFd) -> Result<Root> {
+fn prepare(kept: i32, abandoned: RawFd) -> Result<()> {
     abandon(abandoned);
     // Nothing of the runtime's may stay open in the program (CVE-2016-9962, CVE-2024-21626). What
     // is opened from here on is close-on-exec from the start.
@@ -70,7 +68,7 @@ fn prepare(kept: i32, abandoned: RawFd) -> Result<Root> {
     }
     // Files get the modes that they are made with.
     umask(Mode::empty());
-    Ok(Root::open(Path::new("/"))?)
+    Ok(())
 }
 
 /// Returns only what failed.

@@ -158,8 +158,8 @@ pub struct Kept {
 
 fn kept_descriptors(options: &Options) -> Result<Kept> {
     let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u32>().ok());
-    let for_us = number("LISTEN_PID") == Some(std::process::id());
-    let listen = number("LISTEN_FDS").filter(|_| for_us).unwrap_or(0);
+    let for_us = || number("LISTEN_PID") == Some(std::process::id());
+    let listen = number("LISTEN_FDS").filter(|_| for_us()).unwrap_or(0);
     check_preserved(listen, options.preserve_fds)?;
     Ok(Kept { listen, preserved: options.preserve_fds })
 }
@@ -222,9 +222,8 @@ impl Attempt {
     ) -> Result<(Link, Option<OwnedFd>)> {
         let container = &mut self.container;
         container.directory.lock()?;
-        container.save_config(&config.text)?;
-        // Before there is a cgroup: a killed `create` must be found again by `delete --force`.
-        container.save()?;
+        // Before there is a cgroup: what a killed `create` leaves must be found by `delete --force`.
+        container.save(config)?;
 
         let (pid_namespace, user_namespace, joined) = open_namespaces(&plan.namespaces)?;
         let trees = trees::open(&plan.trees)?;
@@ -234,7 +233,11 @@ impl Attempt {
             Mode::Detached | Mode::Foreground => Start::WhenTold,
         };
         if let Some(cgroup) = &plan.cgroup {
+            let planned = container.state.cgroup.clone();
             container.state.cgroup.create(cgroup)?;
+            if container.state.cgroup != planned {
+                container.save(config)?;
+            }
         }
         let cgroup = container.state.cgroup.descriptor()?;
 
@@ -259,7 +262,7 @@ impl Attempt {
         let child = self.child.insert(spawn(destination, || init::run(&plan, luggage))?);
 
         container.state.init = Init::now(child.pid);
-        container.save()?;
+        container.save_init()?;
         prepare_process(child.pid, &plan, &container.state.cgroup)?;
         link.send(&Message::Go)?;
         until_ready(&link, container, config, child.pid)?;

@@ -35,19 +35,16 @@ fn remove_remains(global: &Global, id: &str, error: Error) -> Result<()> {
     let (cgroup, _) = Container::salvage(&directory);
     cgroup.signal_all(libc::SIGKILL)?;
     cgroup.remove()?;
-    directory.remove()
+    directory.remove(&[])
 }
 
 /// Ends all processes of the container and removes it; poststop hooks run where `created` says
 /// that it had come to be. Every part is tried; the first failure is reported.
 pub fn destroy(container: &Container, created: bool) -> Result<()> {
-    let killed = kill(container);
-    let removed = killed.and_then(|()| container.state.cgroup.remove());
-    if removed.is_err() {
-        // Processes or cgroups are left, and this is how they are found again.
-        return removed;
-    }
-    container.directory.remove()?;
+    kill(container)?;
+    // Where that fails, cgroups are left, and the state is how they are found again.
+    container.state.cgroup.remove()?;
+    container.forget()?;
     if created {
         let state = container.state.for_hooks(Status::Stopped, None);
         hooks::run_all(Kind::Poststop, &container.state.poststop, &state, &container.state.bundle);

@@ -9,7 +9,7 @@ use crate::host::Host;
 use crate::steps::capabilities::{BoundingSet, Capabilities};
 use crate::steps::cgroup_mount::{self, CgroupMount};
 use crate::steps::console::Console;
-use crate::steps::devices::{DevLinks, Devices, OwnStandardStreams, has_hosts_dev};
+use crate::steps::devices::{DevLinks, Devices, OwnStandardStreams, has_hosts_dev, has_procfs};
 use crate::steps::hooks::{Kind, RunHooks, RuntimeHooks};
 use crate::steps::keyring::JoinKeyring;
 use crate::steps::labels::ExecLabel;
@@ -124,7 +124,7 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
     let own_dev = !has_hosts_dev(spec);
     if own_dev {
         steps.add(&at("/linux/devices"), Devices::plan(linux, user_namespace));
-        steps.add(&at("/linux/devices"), DevLinks);
+        steps.add(&at("/linux/devices"), DevLinks { procfs: has_procfs(spec) });
     }
     if let Some(linux) = linux {
         steps.add_some(&at("/linux/sysctl"), Sysctls::plan(linux)?);

@@ -62,7 +62,7 @@ impl fmt::Display for CgroupMount {
 
 impl Step for CgroupMount {
     fn apply(&self, init: &mut Init) -> Result<()> {
-        let target = init.root.ensure(&self.destination, Kind::Directory)?;
+        let target = init.root()?.ensure(&self.destination, Kind::Directory)?;
         if self.unified { self.mount_v2(init, target) } else { self.mount_v1(init, target) }
             .doing(|| format!("error mounting \"cgroup\" to rootfs at {:?}", self.destination))
     }
@@ -74,7 +74,7 @@ impl CgroupMount {
             let place = through_proc(target.as_fd());
             match mount::mount(Some(c"cgroup2"), &place, Some(c"cgroup2"), 0, None) {
                 Ok(()) => {
-                    let mounted = init.root.resolve(&self.destination, OFlag::O_PATH, Links::Follow)?;
+                    let mounted = init.root()?.resolve(&self.destination, OFlag::O_PATH, Links::Follow)?;
                     return self.finish(mounted.as_fd(), Depth::Mount);
                 }
                 // Not in a user namespace on every kernel: the container's part of the host's does.
@@ -98,7 +98,7 @@ impl CgroupMount {
         let place = through_proc(target.as_fd());
         mount::mount(Some(c"tmpfs"), &place, Some(c"tmpfs"), flags, Some(c"mode=755"))?;
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
-        let tmpfs = init.root.resolve(&self.destination, flags, Links::Follow)?;
+        let tmpfs = init.root()?.resolve(&self.destination, flags, Links::Follow)?;
         for hierarchy in &self.places {
             self.mount_hierarchy(tmpfs.as_fd(), hierarchy)?;
         }

@@ -49,9 +49,7 @@ impl Step for Console {
 impl Console {
     fn set_up(&self, init: &mut Init) -> Result<()> {
         let socket = init.console.take().ok_or_else(|| Error::new("there is no socket to send it to"))?;
-        let master = init
-            .root
-            .resolve(Path::new("/dev/pts/ptmx"), OFlag::O_RDWR | OFlag::O_NOCTTY, Links::Refuse)
+        let master = init.root()?.resolve(Path::new("/dev/pts/ptmx"), OFlag::O_RDWR | OFlag::O_NOCTTY, Links::Refuse)
             .map_err(|failed| Error::from(failed).hint("mount a devpts at /dev/pts, with the option newinstance"))?;
         // A file of the image in its place could be anything (CVE-2025-52565).
         let stat = fstat(&master).call(|| "fstat(ptmx)".into())?;
@@ -77,7 +75,7 @@ impl Console {
 
 /// Puts the terminal at /dev/console, never through a link.
 fn bind_console(init: &Init, peer: BorrowedFd<'_>) -> Result<()> {
-    let (dev, name) = init.root.parent(Path::new("/dev/console"))?;
+    let (dev, name) = init.root()?.parent(Path::new("/dev/console"))?;
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let open = |flags| openat(&dev, name, flags, Mode::from_bits_truncate(0o600));
     let target = match open(flags) {

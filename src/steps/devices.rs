@@ -45,6 +45,13 @@ const DEFAULTS: [(&str, u64, u64); 6] = [
     ("/dev/tty", 5, 0),
 ];
 
+/// Whether the configuration mounts a procfs where one is looked for.
+pub fn has_procfs(spec: &Spec) -> bool {
+    list(spec.mounts()).iter().any(|mount| {
+        mount.typ().as_deref() == Some("proc") && normal(mount.destination()) == Path::new("/proc")
+    })
+}
+
 /// Whether the host's /dev is the container's: then nothing is made in it.
 pub fn has_hosts_dev(spec: &Spec) -> bool {
     list(spec.mounts()).iter().any(|mount| {
@@ -108,7 +115,7 @@ impl Step for Devices {
             let parent = node.path.parent().unwrap_or(Path::new("/"));
             let dir = match last.take() {
                 Some((path, dir)) if path == parent => dir,
-                _ => init.root.parent(&node.path).at(&node.at)?.0,
+                _ => init.root()?.parent(&node.path).at(&node.at)?.0,
             };
             let name = node.path.file_name().unwrap_or_default();
             node.make(dir.as_fd(), name, self.bound)
@@ -162,7 +169,10 @@ impl Node {
 }
 
 /// Makes the links of /dev (runtime-linux.md, "Dev symbolic links"), and /dev/ptmx.
-pub struct DevLinks;
+pub struct DevLinks {
+    /// Whether the configuration mounts a procfs, so that there is no need to look for it.
+    pub procfs: bool,
+}
 
 const LINKS: [(&str, &str); 4] =
     [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")];
@@ -175,10 +185,11 @@ impl fmt::Display for DevLinks {
 
 impl Step for DevLinks {
     fn apply(&self, init: &mut Init) -> Result<()> {
-        let (dev, _) = init.root.parent(Path::new("/dev/fd"))?;
-        // "If the source file exists": the container's procfs may not be mounted.
-        let exists = |path: &str| init.root.resolve(Path::new(path), OFlag::O_PATH, Links::Follow).is_ok();
-        if exists("/proc/self/fd") {
+        let root = init.root()?;
+        let (dev, _) = root.parent(Path::new("/dev/fd"))?;
+        // "If the source file exists": without a procfs it doesn't.
+        let exists = |path: &str| root.resolve(Path::new(path), OFlag::O_PATH, Links::Follow).is_ok();
+        if self.procfs || exists("/proc/self/fd") {
             for (name, target) in LINKS {
                 link(dev.as_fd(), name, target)?;
             }
@@ -238,7 +249,7 @@ impl Step for OwnStandardStreams {
 
 fn replace_null(init: &mut Init, fd: i32) -> Result<()> {
     if init.null.is_none() {
-        let null = init.root.resolve(Path::new("/dev/null"), OFlag::O_RDWR | OFlag::O_NOFOLLOW, Links::Refuse);
+        let null = init.root()?.resolve(Path::new("/dev/null"), OFlag::O_RDWR | OFlag::O_NOFOLLOW, Links::Refuse);
         let null = null.doing(|| "error reopening /dev/null inside container".into())?;
         let stat = fstat(null.as_fd()).call(|| "fstat(/dev/null)".into())?;
         if !is_null(&stat) {

@@ -46,7 +46,7 @@ impl Step for MaskedPaths {
         // One empty directory serves for all: a host has hundreds of masked ones (runc#5275).
         let mut empty: Option<OwnedFd> = None;
         for (index, path) in self.paths.iter().enumerate() {
-            let target = match init.root.resolve(path, OFlag::O_PATH, Links::Follow) {
+            let target = match init.root()?.resolve(path, OFlag::O_PATH, Links::Follow) {
                 Err(failed) if matches!(failed.errno, Errno::ENOENT | Errno::ENOTDIR) => continue,
                 other => other.doing(|| format!("can't mask path {path:?}"))?,
             };
@@ -71,7 +71,7 @@ impl MaskedPaths {
         let label = self.label.as_ref().map(|label| format!(",context=\"{label}\"")).unwrap_or_default();
         let data = CString::new(format!("nr_blocks=1,nr_inodes=1{label}")).unwrap_or_default();
         mount::mount(Some(c"tmpfs"), &place, Some(c"tmpfs"), libc::MS_RDONLY, Some(&data))?;
-        *empty = Some(init.root.resolve(path, OFlag::O_PATH, Links::Follow)?);
+        *empty = Some(init.root()?.resolve(path, OFlag::O_PATH, Links::Follow)?);
         Ok(())
     }
 }
@@ -100,7 +100,7 @@ impl Step for ReadOnlyPaths {
     fn apply(&self, init: &mut Init) -> Result<()> {
         let attr = MountAttr { attr_set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
         for (index, path) in self.paths.iter().enumerate() {
-            let target = match init.root.resolve(path, OFlag::O_PATH, Links::Follow) {
+            let target = match init.root()?.resolve(path, OFlag::O_PATH, Links::Follow) {
                 Err(failed) if matches!(failed.errno, Errno::ENOENT | Errno::ENOTDIR) => continue,
                 other => other?,
             };

@@ -42,8 +42,9 @@ pub trait Step: fmt::Display {
 
 /// What the steps work with: the state of the process that becomes the container's.
 pub struct Init {
-    /// The container's root directory: below the host's, and then the root itself.
-    pub root: Root,
+    /// The container's root directory: none at first, then one below the host's, then the root
+    /// itself.
+    pub root: Option<Root>,
     /// The connection to the runtime.
     pub link: Link,
     /// The socket that is sent the terminal.
@@ -72,6 +73,11 @@ pub struct Found {
 }
 
 impl Init {
+    /// The container's root directory.
+    pub fn root(&self) -> Result<&Root> {
+        self.root.as_ref().ok_or_else(|| Error::new("the root directory is not open yet"))
+    }
+
     /// Waits for the runtime to say `expected`; it is an error if the runtime has gone away.
     pub fn wait_for(&self, expected: &Message) -> Result<()> {
         match self.link.expect(expected)? {

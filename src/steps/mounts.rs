@@ -4,7 +4,7 @@ use super::mount_options::Options;
 use super::{Init, Step, copy_up};
 use crate::config::list;
 use crate::error::{Context, Error, Pointer, Result};
-use crate::root::{Kind, Links, Root, normal};
+use crate::root::{Kind, Links, Made, Root, normal};
 use crate::sys::mount::{self, Depth, FileSystem, MountAttr};
 use crate::sys::{Call, Failed};
 use nix::errno::Errno;
@@ -223,7 +223,7 @@ impl Mount {
             Source::FileSystem { kind, source, data } => self.mount_file_system(init, kind, source, data)?,
             Source::Bind { path, depth } => self.bind(init, path, *depth)?,
             Source::Remount => {
-                let target = init.root.resolve(&self.destination, OFlag::O_PATH, Links::Follow)?;
+                let target = init.root()?.resolve(&self.destination, OFlag::O_PATH, Links::Follow)?;
                 mount::set_attributes(target.as_fd(), Depth::Mount, &self.options.named_attributes())?;
                 Some(target)
             }
@@ -233,7 +233,7 @@ impl Mount {
         }
         let mounted = match mounted {
             Some(mounted) => mounted,
-            None => init.root.resolve(&self.destination, OFlag::O_PATH, Links::Follow)?,
+            None => init.root()?.resolve(&self.destination, OFlag::O_PATH, Links::Follow)?,
         };
         for &(propagation, depth) in &self.options.propagation {
             let attr = MountAttr { propagation, ..MountAttr::default() };
@@ -261,7 +261,7 @@ impl Mount {
         source: &CString,
         data: &CString,
     ) -> Result<Option<OwnedFd>> {
-        let target = self.target(&init.root, kind)?;
+        let target = self.target(init.root()?, kind)?;
         let mut flags = self.options.set;
         if self.read_only_later {
             flags &= !libc::MS_RDONLY;
@@ -276,7 +276,7 @@ impl Mount {
             .map_err(|failed| explained(failed, kind, source, &data))?;
         if let Some(below) = below {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
-            let mounted = init.root.resolve(&self.destination, flags, Links::Follow)?;
+            let mounted = init.root()?.resolve(&self.destination, flags, Links::Follow)?;
             copy_up::copy(below.as_fd(), mounted.as_fd())?;
         }
         Ok(None)
@@ -286,8 +286,8 @@ impl Mount {
     /// them where they aren't masked, or leave /proc to the image (CVE-2019-19921, CVE-2023-27561).
     fn target(&self, root: &Root, kind: &CString) -> Result<OwnedFd> {
         if !matches!(kind.as_bytes(), b"proc" | b"sysfs") {
-            let target = root.ensure(&self.destination, Kind::Directory)?;
-            return self.outside_proc(target);
+            let (target, made) = root.ensure_as(&self.destination, || Ok(Kind::Directory))?;
+            return self.outside_proc(target, made);
         }
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
         match root.resolve(&self.destination, flags, Links::Refuse) {
@@ -306,16 +306,11 @@ impl Mount {
             Some(position) => init.trees.swap_remove(position).1,
             None => mount::clone_tree(AT_FDCWD, path, depth)?,
         };
-        let target = match init.root.resolve(&self.destination, OFlag::O_PATH, Links::Follow) {
-            Err(failed) if failed.errno == Errno::ENOENT => {
-                init.root.ensure(&self.destination, if is_directory(tree.as_fd())? { Kind::Directory } else { Kind::File })?
-            }
-            other => other?,
-        };
+        let (target, made) = init.root()?.ensure_as(&self.destination, || kind_of(tree.as_fd()))?;
         if self.destination == Path::new("/proc") {
             check_bound_proc(tree.as_fd())?;
         }
-        let target = self.outside_proc(target)?;
+        let target = self.outside_proc(target, made)?;
         if let Some(attr) = self.options.bind_attributes() {
             match mount::set_attributes(tree.as_fd(), Depth::Mount, &attr) {
                 // Flags that a user namespace inherited can't be cleared; what was asked for
@@ -331,8 +326,8 @@ impl Mount {
     }
 
     /// Refuses a target that a link of the image's put on a procfs.
-    fn outside_proc(&self, target: OwnedFd) -> Result<OwnedFd> {
-        if self.destination.starts_with("/proc") || !is_proc(target.as_fd())? {
+    fn outside_proc(&self, target: OwnedFd, made: Made) -> Result<OwnedFd> {
+        if made == Made::Now || self.destination.starts_with("/proc") || !is_proc(target.as_fd())? {
             return Ok(target);
         }
         Err(Error::new(format!("{:?} cannot be mounted because it leads into /proc", self.destination)))
@@ -356,9 +351,11 @@ fn check_bound_proc(tree: BorrowedFd<'_>) -> Result<()> {
     }
 }
 
-fn is_directory(fd: BorrowedFd<'_>) -> Result<bool> {
+/// What something can be mounted on: a directory for a directory, a file for anything else.
+fn kind_of(fd: BorrowedFd<'_>) -> crate::sys::Result<Kind> {
     let stat = fstat(fd).call(|| format!("fstat({})", fd.as_raw_fd()))?;
-    Ok(SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR)
+    let directory = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
+    Ok(if directory { Kind::Directory } else { Kind::File })
 }
 
 /// A tmpfs over a directory of the image has that one's mode, as under runc.

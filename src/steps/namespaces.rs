@@ -123,14 +123,11 @@ impl fmt::Display for JoinNamespaces {
 
 impl Step for JoinNamespaces {
     fn apply(&self, init: &mut Init) -> Result<()> {
-        let mut mount_namespace = false;
         for (kinds, namespace) in init.namespaces.drain(..) {
             setns(namespace.as_fd(), kinds).call(|| format!("setns({kinds:?})"))?;
-            mount_namespace |= kinds.contains(CloneFlags::CLONE_NEWNS);
         }
-        if mount_namespace {
-            init.root = crate::root::Root::open(Path::new("/"))?;
-        }
+        // Of the mount namespace that this process is in now.
+        init.root = Some(crate::root::Root::open(Path::new("/"))?);
         Ok(())
     }
 }

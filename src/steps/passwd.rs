@@ -27,7 +27,7 @@ impl fmt::Display for FindHome {
 
 impl Step for FindHome {
     fn apply(&self, init: &mut Init) -> Result<()> {
-        let text = read(&init.root).unwrap_or_default();
+        let text = read(init.root()?).unwrap_or_default();
         init.found.home = Some(home(&text, self.uid).unwrap_or("/").to_owned());
         Ok(())
     }

@@ -4,15 +4,13 @@ use super::{Init, Step};
 use crate::config::list;
 use crate::error::{Error, Pointer, Result};
 use crate::sys::process::{Arguments, execve};
-use crate::sys::{Call, errno_text};
+use crate::sys::{Call, errno_text, file};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::unistd::{AccessFlags, chdir, faccessat};
 use oci_spec::runtime::Process;
 use std::ffi::{CStr, CString};
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -227,8 +225,9 @@ const HEAD: usize = 1024;
 
 /// The first bytes of a file that this user may read.
 fn head(path: &Path) -> Option<Vec<u8>> {
+    let file = file::open(AT_FDCWD, path, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY).ok()?;
     let mut head = vec![0; HEAD];
-    let length = File::open(path).ok()?.read(&mut head).ok()?;
+    let length = nix::unistd::read(&file, &mut head).ok()?;
     head.truncate(length);
     Some(head)
 }

@@ -4,7 +4,7 @@ use super::{Init, Step, mount_options};
 use crate::error::{Context, Error, Pointer, Result};
 use crate::root::Root;
 use crate::sys::mount::{self, Depth, MountAttr};
-use crate::sys::{Call, file};
+use crate::sys::Call;
 use libc::c_ulong;
 use nix::errno::Errno;
 use nix::unistd::{chdir, chroot, fchdir};
@@ -85,10 +85,10 @@ impl Step for PrepareRoot {
                 .map_err(|_| Error::new("contains a NUL character"))?;
             mount::mount(Some(&source), &self.path, None, libc::MS_BIND | libc::MS_REC, None)?;
         }
-        init.root = Root::open(&self.path)?;
+        init.root = Some(Root::open(&self.path)?);
         if self.change != Change::Chroot && self.propagation.flag != Some(libc::MS_SLAVE) {
             let attr = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
-            mount::set_attributes(init.root.as_fd(), Depth::Mount, &attr)?;
+            mount::set_attributes(init.root()?.as_fd(), Depth::Mount, &attr)?;
         }
         Ok(())
     }
@@ -126,19 +126,19 @@ impl fmt::Display for ChangeRoot {
 
 impl Step for ChangeRoot {
     fn apply(&self, init: &mut Init) -> Result<()> {
-        fchdir(init.root.as_fd()).call(|| "fchdir(rootfs)".into())?;
+        fchdir(init.root()?.as_fd()).call(|| "fchdir(rootfs)".into())?;
         match self.change {
             Change::Pivot => self.pivot()?,
             Change::Move => self.move_to_root()?,
             Change::Chroot => chroot(c".").call(|| "chroot(\".\")".into())?,
         }
         chdir(c"/").call(|| "chdir(\"/\")".into())?;
-        init.root = Root::open(Path::new("/"))?;
+        init.root = Some(Root::open(Path::new("/"))?);
         match self.propagation.flag {
             // Private it is already, and a slave stays one.
             Some(propagation @ (libc::MS_SHARED | libc::MS_UNBINDABLE)) if self.change != Change::Chroot => {
                 let attr = MountAttr { propagation, ..MountAttr::default() };
-                mount::set_attributes(init.root.as_fd(), self.propagation.depth, &attr)
+                mount::set_attributes(init.root()?.as_fd(), self.propagation.depth, &attr)
                     .at(&Pointer::to("/linux/rootfsPropagation"))
             }
             _ => Ok(()),
@@ -207,16 +207,19 @@ impl fmt::Display for ReadOnlyRoot {
 impl Step for ReadOnlyRoot {
     fn apply(&self, init: &mut Init) -> Result<()> {
         let attr = MountAttr { attr_set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
-        Ok(mount::set_attributes(init.root.as_fd(), Depth::Mount, &attr)?)
+        Ok(mount::set_attributes(init.root()?.as_fd(), Depth::Mount, &attr)?)
     }
 }
 
 /// Fails early where the root file system isn't a directory.
 pub fn check_directory(path: &Path) -> Result<()> {
-    file::open(nix::fcntl::AT_FDCWD, path, nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY)
-        .map(drop)
-        .doing(|| "the root file system must be a directory".into())
-        .at(&Pointer::to("/root/path"))
+    let at = Pointer::to("/root/path");
+    let stat = nix::sys::stat::stat(path).call(|| format!("stat({path:?})"));
+    let stat = stat.doing(|| "the root file system must be a directory".into()).at(&at)?;
+    match stat.st_mode & libc::S_IFMT {
+        libc::S_IFDIR => Ok(()),
+        _ => Err(Error::new(format!("the root file system must be a directory: {path:?}: not a directory")).at(at)),
+    }
 }
 
 #[cfg(test)]
