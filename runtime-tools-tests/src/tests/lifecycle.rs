@@ -1,0 +1,280 @@
+//! create, start, kill, delete and what a container's state says in between.
+
+use crate::case::{Case, probe, text};
+use crate::harness::Verdict;
+use crate::{ensure, ensure_eq, tests};
+use serde_json::json;
+use std::fs;
+
+tests![
+    "runtime.md, State" => state_of_a_created_container,
+    "runtime.md, Create: the program MUST NOT run" => create_does_not_run_the_program,
+    "runtime.md, Lifecycle: changes to config.json after create MUST NOT take effect" => configuration_is_read_once,
+    "runtime.md, Create: the id MUST be unique" => second_container_of_the_same_id,
+    "runtime.md, Start" => from_created_to_stopped,
+    "runtime.md, Start: a container that is not created MUST give an error" => start_of_a_started_container,
+    "runtime.md, Start" => start_of_a_missing_container,
+    "runtime.md, Kill: a container that is neither created nor running MUST give an error" => kill_of_a_stopped_container,
+    "runtime.md, Kill" => kill_of_a_created_container,
+    "runtime.md, Kill" => signals_by_name_and_number,
+    "runtime.md, Kill" => kill_of_a_missing_container,
+    "runtime.md, Delete: a container that is not stopped MUST give an error" => delete_of_a_running_container,
+    "runtime.md, Delete" => delete_of_a_created_container_by_force,
+    "runtime.md, Delete: what create made MUST be deleted" => delete_removes_everything,
+    "runc delete --force: a missing container is no error" => delete_by_force_of_a_missing_container,
+    "runtime.md, Query State" => state_of_a_missing_container,
+    "runtime.md, State: annotations" => annotations_are_in_the_state,
+    "runc run: the exit status is the program's" => run_exits_as_the_program,
+    "runc run: 128 and the signal that ended the program" => run_exits_by_signal,
+    "runc run: the container is deleted" => run_leaves_nothing,
+    "runc run --keep" => run_keeps_the_container,
+    "runc run --detach, --pid-file" => run_detached,
+    "runc: flags before and after the id" => flags_after_the_id,
+    "runc kill --all" => kill_of_all_processes,
+    "runtime.md, Delete: processes without a pid namespace" => delete_ends_what_shares_the_hosts_pids,
+    "runc run: signals are forwarded" => run_forwards_signals,
+];
+
+fn state_of_a_created_container(case: &Case) -> Verdict {
+    let bundle = case.create(|_| ())?;
+    let state = case.state()?;
+    ensure_eq!(state["id"], case.id.as_str(), "id");
+    ensure_eq!(state["status"], "created", "status");
+    ensure_eq!(state["bundle"], text(&bundle.path), "bundle");
+    ensure!(state["pid"].as_u64().is_some_and(|pid| pid > 1), "pid: {}", state["pid"]);
+    ensure!(state["ociVersion"].as_str().is_some_and(|version| version.starts_with("1.")), "ociVersion: {}", state["ociVersion"]);
+    Ok(())
+}
+
+fn create_does_not_run_the_program(case: &Case) -> Verdict {
+    let bundle = case.create(|config| config["process"]["args"] = probe(&["write", "/ran", "yes"]))?;
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    ensure!(!bundle.rootfs().join("ran").exists(), "the program ran before start");
+    case.call(&["start", &case.id])?.succeeded()?;
+    case.until_status("stopped")?;
+    ensure!(bundle.rootfs().join("ran").exists(), "the program didn't run after start");
+    Ok(())
+}
+
+fn configuration_is_read_once(case: &Case) -> Verdict {
+    let bundle = case.create(|config| config["process"]["args"] = probe(&["write", "/first", ""]))?;
+    case.bundle(|config| config["process"]["args"] = probe(&["write", "/second", ""]))?;
+    case.call(&["start", &case.id])?.succeeded()?;
+    case.until_status("stopped")?;
+    ensure!(bundle.rootfs().join("first").exists(), "the program of create's time didn't run");
+    ensure!(!bundle.rootfs().join("second").exists(), "the changed program ran");
+    Ok(())
+}
+
+fn second_container_of_the_same_id(case: &Case) -> Verdict {
+    let bundle = case.create(|_| ())?;
+    let before = case.state()?;
+    case.call(&["create", "--bundle", text(&bundle.path), &case.id])?.failed_with(&["exist"])?;
+    case.run(&bundle)?.failed_with(&["exist"])?;
+    ensure_eq!(case.state()?, before, "the first one's state");
+    case.call(&["start", &case.id])?.succeeded()?;
+    Ok(())
+}
+
+fn from_created_to_stopped(case: &Case) -> Verdict {
+    case.start(|_| ())?;
+    let state = case.state()?;
+    ensure_eq!(state["status"], "running", "status after start");
+    case.call(&["kill", &case.id, "TERM"])?.succeeded()?;
+    case.until_status("stopped")?;
+    let pid = case.state()?["pid"].as_u64().unwrap_or(0);
+    ensure_eq!(pid, 0, "a stopped container's pid");
+    case.call(&["delete", &case.id])?.succeeded()?;
+    case.nothing_left()
+}
+
+fn start_of_a_started_container(case: &Case) -> Verdict {
+    case.start(|_| ())?;
+    case.call(&["start", &case.id])?.failed_with(&[])?;
+    ensure_eq!(case.state()?["status"], "running", "status after the second start");
+    case.call(&["kill", &case.id, "KILL"])?.succeeded()?;
+    case.until_status("stopped")?;
+    case.call(&["start", &case.id])?.failed_with(&[])?;
+    Ok(())
+}
+
+fn start_of_a_missing_container(case: &Case) -> Verdict {
+    case.call(&["start", &case.id])?.failed_with(&["does not exist"])?;
+    Ok(())
+}
+
+fn kill_of_a_stopped_container(case: &Case) -> Verdict {
+    case.start(|_| ())?;
+    case.call(&["kill", &case.id, "KILL"])?.succeeded()?;
+    case.until_status("stopped")?;
+    case.call(&["kill", &case.id, "KILL"])?.failed_with(&["not running"])?;
+    Ok(())
+}
+
+fn kill_of_a_created_container(case: &Case) -> Verdict {
+    case.create(|_| ())?;
+    case.call(&["kill", &case.id, "KILL"])?.succeeded()?;
+    case.until_status("stopped")?;
+    case.call(&["delete", &case.id])?.succeeded()?;
+    case.nothing_left()
+}
+
+fn signals_by_name_and_number(case: &Case) -> Verdict {
+    for (signal, ended) in [("TERM", true), ("SIGTERM", true), ("15", true), ("sigterm", true), ("0", false)] {
+        case.start(|_| ())?;
+        case.call(&["kill", &case.id, signal])?.succeeded()?;
+        if ended {
+            case.until_status("stopped")?;
+        }
+        case.call(&["delete", "--force", &case.id])?.succeeded()?;
+    }
+    case.start(|_| ())?;
+    for signal in ["NOSUCH", "", "99", "-1"] {
+        case.call(&["kill", &case.id, signal])?.failed_with(&[])?;
+    }
+    case.call(&["kill", &case.id])?.succeeded()?;
+    case.until_status("stopped")
+}
+
+fn kill_of_a_missing_container(case: &Case) -> Verdict {
+    case.call(&["kill", &case.id, "TERM"])?.failed_with(&["does not exist"])?;
+    Ok(())
+}
+
+fn delete_of_a_running_container(case: &Case) -> Verdict {
+    case.start(|_| ())?;
+    case.call(&["delete", &case.id])?.failed_with(&[])?;
+    ensure_eq!(case.state()?["status"], "running", "status after the refused delete");
+    case.call(&["delete", "--force", &case.id])?.succeeded()?;
+    case.nothing_left()
+}
+
+fn delete_of_a_created_container_by_force(case: &Case) -> Verdict {
+    case.create(|_| ())?;
+    case.call(&["delete", "--force", &case.id])?.succeeded()?;
+    case.nothing_left()
+}
+
+fn delete_removes_everything(case: &Case) -> Verdict {
+    case.start(|_| ())?;
+    case.call(&["kill", &case.id, "KILL"])?.succeeded()?;
+    case.until_status("stopped")?;
+    case.call(&["delete", &case.id])?.succeeded()?;
+    case.nothing_left()?;
+    case.call(&["delete", &case.id])?.failed_with(&["does not exist"])?;
+    // The id is free again.
+    case.start(|_| ())?;
+    Ok(())
+}
+
+fn delete_by_force_of_a_missing_container(case: &Case) -> Verdict {
+    case.call(&["delete", "--force", &case.id])?.succeeded()?;
+    case.call(&["delete", "-f", &case.id])?.succeeded()?;
+    Ok(())
+}
+
+fn state_of_a_missing_container(case: &Case) -> Verdict {
+    case.call(&["state", &case.id])?.failed_with(&["does not exist"])?;
+    Ok(())
+}
+
+fn annotations_are_in_the_state(case: &Case) -> Verdict {
+    case.create(|config| config["annotations"] = json!({ "org.example.key": "value", "empty": "" }))?;
+    let state = case.state()?;
+    ensure_eq!(state["annotations"]["org.example.key"], "value", "annotation");
+    ensure_eq!(state["annotations"]["empty"], "", "empty annotation");
+    Ok(())
+}
+
+fn run_exits_as_the_program(case: &Case) -> Verdict {
+    for status in [0, 1, 7, 255] {
+        let bundle = case.bundle(|config| config["process"]["args"] = probe(&["exit", &status.to_string()]))?;
+        ensure_eq!(case.run(&bundle)?.status, status, "exit status");
+    }
+    Ok(())
+}
+
+fn run_exits_by_signal(case: &Case) -> Verdict {
+    let bundle = case.bundle(|config| config["process"]["args"] = probe(&["wait"]))?;
+    let mut command = case.command(&["run", "--bundle", text(&bundle.path), &case.id]);
+    let mut child = command.stdout(fs::File::create(case.directory.join("out"))?).spawn()?;
+    let killed = crate::case::until("a running container", || Ok(case.call(&["kill", &case.id, "KILL"])?.status == 0));
+    let status = child.wait()?;
+    killed?;
+    ensure_eq!(status.code(), Some(137), "exit status");
+    Ok(())
+}
+
+fn run_leaves_nothing(case: &Case) -> Verdict {
+    let bundle = case.bundle(|_| ())?;
+    case.run(&bundle)?.succeeded()?;
+    case.nothing_left()?;
+    case.call(&["state", &case.id])?.failed_with(&["does not exist"])?;
+    Ok(())
+}
+
+fn run_keeps_the_container(case: &Case) -> Verdict {
+    let bundle = case.bundle(|_| ())?;
+    let output = case.call(&["run", "--keep", "--bundle", text(&bundle.path), &case.id])?;
+    if output.status != 0 && output.stderr.contains("keep") && !output.stderr.contains("failed") {
+        crate::skip!("the runtime has no run --keep");
+    }
+    output.succeeded()?;
+    ensure_eq!(case.state()?["status"], "stopped", "status");
+    case.call(&["delete", &case.id])?.succeeded()?;
+    case.nothing_left()
+}
+
+fn run_detached(case: &Case) -> Verdict {
+    let bundle = case.bundle(|config| config["process"]["args"] = probe(&["wait"]))?;
+    let file = case.directory.join("pid");
+    case.call(&["run", "--detach", "--bundle", text(&bundle.path), "--pid-file", text(&file), &case.id])?.succeeded()?;
+    let state = case.state()?;
+    ensure_eq!(state["status"], "running", "status");
+    ensure_eq!(fs::read_to_string(&file)?, state["pid"].to_string(), "the pid file");
+    Ok(())
+}
+
+fn flags_after_the_id(case: &Case) -> Verdict {
+    let bundle = case.bundle(|config| config["process"]["args"] = probe(&["wait"]))?;
+    case.call(&["create", &case.id, "--bundle", text(&bundle.path)])?.succeeded()?;
+    case.call(&["start", &case.id])?.succeeded()?;
+    case.call(&["delete", &case.id, "--force"])?.succeeded()?;
+    Ok(())
+}
+
+fn kill_of_all_processes(case: &Case) -> Verdict {
+    case.start(|config| config["process"]["args"] = probe(&["family", "3"]))?;
+    crate::case::until("the children", || Ok(case.printed().matches("waiting").count() == 4))?;
+    case.call(&["kill", "--all", &case.id, "KILL"])?.succeeded()?;
+    case.until_status("stopped")?;
+    // containerd calls it on a container that has stopped.
+    case.call(&["kill", "--all", &case.id, "KILL"])?.succeeded()?;
+    Ok(())
+}
+
+fn delete_ends_what_shares_the_hosts_pids(case: &Case) -> Verdict {
+    case.start(|config| {
+        config["process"]["args"] = probe(&["orphan"]);
+        config["linux"]["namespaces"] = json!([{ "type": "mount" }, { "type": "ipc" }]);
+        config.as_object_mut().unwrap().remove("hostname");
+    })?;
+    case.until_status("stopped")?;
+    ensure!(!case.cgroups().is_empty(), "the container that is left behind has no cgroup");
+    case.call(&["delete", "--force", &case.id])?.succeeded()?;
+    crate::case::until("nothing left", || Ok(case.nothing_left().is_ok()))
+}
+
+fn run_forwards_signals(case: &Case) -> Verdict {
+    let bundle = case.bundle(|config| config["process"]["args"] = probe(&["wait"]))?;
+    let output = case.directory.join("out");
+    let mut command = case.command(&["run", "--bundle", text(&bundle.path), &case.id]);
+    let mut child = command.stdout(fs::File::create(&output)?).spawn()?;
+    let waiting = crate::case::until("the program", || Ok(fs::read_to_string(&output)?.contains("waiting")));
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+    let status = child.wait()?;
+    waiting?;
+    ensure_eq!(status.code(), Some(15), "exit status of a program that SIGTERM reached");
+    Ok(())
+}

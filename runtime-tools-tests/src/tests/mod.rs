@@ -1,0 +1,41 @@
+//! The tests, by what they are about.
+
+mod cgroups;
+mod commands;
+mod devices;
+mod engines;
+mod errors;
+mod exec;
+mod hooks;
+mod lifecycle;
+mod mounts;
+mod namespaces;
+mod process;
+mod rootfs;
+mod seccomp;
+mod security;
+mod terminal;
+
+use crate::harness::Test;
+
+/// All of them.
+pub fn all() -> Vec<Test> {
+    [
+        lifecycle::TESTS,
+        commands::TESTS,
+        errors::TESTS,
+        process::TESTS,
+        namespaces::TESTS,
+        rootfs::TESTS,
+        mounts::TESTS,
+        devices::TESTS,
+        cgroups::TESTS,
+        seccomp::TESTS,
+        hooks::TESTS,
+        terminal::TESTS,
+        exec::TESTS,
+        engines::TESTS,
+        security::TESTS,
+    ]
+    .concat()
+}
