@@ -353,7 +353,7 @@ fn execute(global: &Global, command: Command) -> Result<Done> {
     match command {
         Command::Check(given) => lifecycle::explain::check(&given.bundle).map(Done::from),
         Command::Create(given) => {
-            create::run(global, &given.into()).map(nothing).map_err(|error| error.prefix("damda create failed"))
+            create::run(global, &given.into()).map(nothing).map_err(|error| error.of_command("damda create failed"))
         }
         Command::Delete(given) => lifecycle::delete::run(global, &given.id, given.force).map(nothing),
         Command::Exec(given) => exec_command(global, given),
@@ -373,7 +373,7 @@ fn execute(global: &Global, command: Command) -> Result<Done> {
                 keep: given.keep,
                 no_subreaper: given.no_subreaper,
             };
-            let status = run::run(global, &options).map_err(|error| error.prefix("damda run failed"))?;
+            let status = run::run(global, &options).map_err(|error| error.of_command("damda run failed"))?;
             Ok(Done { status, ..Done::default() })
         }
         Command::Spec(given) => lifecycle::spec::run(&given.bundle, given.rootless).map(nothing),
@@ -384,7 +384,7 @@ fn execute(global: &Global, command: Command) -> Result<Done> {
 
 fn exec_command(global: &Global, given: Exec) -> Result<Done> {
     let options = exec::Options::from(given);
-    let failed = |error: Error| error.prefix("exec failed").with_status(255);
+    let failed = |error: Error| error.of_command("exec failed").with_status(255);
     if options.process.is_none() && options.arguments.is_empty() {
         return Err(failed(Error::new("process args cannot be empty").hint("give a command, or --process")));
     }

@@ -44,10 +44,11 @@ impl fmt::Display for Pointer {
 
 /// What went wrong.
 ///
-/// It reads `/mounts/3: error mounting "a" to rootfs at "b": open_tree(…): no such file or
+/// It reads `damda create failed: /mounts/3: error mounting "a" to rootfs at "b": open_tree(…): no such file or
 /// directory (hint)`. It is wrapped once, where the field is known, and printed once, in `main`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
+    command: Option<&'static str>,
     at: Option<Pointer>,
     what: String,
     cause: Option<sys::Failed>,
@@ -61,7 +62,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error that no system call reported.
     pub fn new(what: impl Into<String>) -> Self {
-        Error { at: None, what: what.into(), cause: None, hint: None, status: None }
+        Error { command: None, at: None, what: what.into(), cause: None, hint: None, status: None }
     }
 
     /// Says which field of config.json it comes from, unless that is known already.
@@ -88,6 +89,17 @@ impl Error {
         self
     }
 
+    /// Says which command failed, in the words that engines know.
+    pub fn of_command(mut self, failed: &'static str) -> Self {
+        self.command = Some(failed);
+        self
+    }
+
+    /// Says which file the text is of, unless a field of it is known.
+    pub fn in_file(self, path: &std::path::Path) -> Self {
+        if self.at.is_some() { self } else { self.prefix(&format!("{path:?}")) }
+    }
+
     /// See `with_status`.
     pub fn status(&self) -> Option<i32> {
         self.status
@@ -104,7 +116,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let cause = self.cause.as_ref().map(ToString::to_string);
         let at = self.at.as_ref().map(|at| escape(at.as_str()));
-        let parts = [at.as_deref(), Some(&*self.what), cause.as_deref()];
+        let parts = [self.command, at.as_deref(), Some(&*self.what), cause.as_deref()];
         let text = parts.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": ");
         f.write_str(&escape(&text))?;
         match &self.hint {

@@ -104,9 +104,14 @@ impl Link {
     pub fn send(&self, message: &Message) -> Result<()> {
         let bytes = message.to_bytes();
         // Without SIGPIPE: that the other side is gone is an error like any other.
-        nix::sys::socket::send(self.0.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL)
-            .call(|| format!("send({message:?})"))?;
-        Ok(())
+        match nix::sys::socket::send(self.0.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL) {
+            // It may have said why before it went.
+            Err(Errno::EPIPE) => match self.receive()? {
+                Some(Message::Failed(text)) => Err(Error::new(text)),
+                _ => Err(Errno::EPIPE).call(|| format!("send({message:?})"))?,
+            },
+            sent => Ok(sent.map(drop).call(|| format!("send({message:?})"))?),
+        }
     }
 
     /// Sends a message with write(2), which nearly every seccomp profile allows.
@@ -173,10 +178,19 @@ mod tests {
     }
 
     #[test]
-    fn long_texts_are_cut_and_nonsense_is_refused() {
+    fn long_texts_are_cut_and_last_words_are_heard() {
         let (a, b) = Link::pair().expect("a pair");
         a.send(&Message::Failed("x".repeat(100_000))).expect("sent");
         assert!(matches!(b.receive(), Ok(Some(Message::Failed(text))) if text.len() == MOST_BYTES - 1));
+        // What was said before the end is heard, also by one who was about to speak.
+        a.send(&Message::Failed("why".into())).expect("sent");
+        drop(a);
+        assert_eq!(b.send(&Message::Go), Err(Error::new("why")));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let (a, b) = Link::pair().expect("a pair");
         for bytes in [&b"?"[..], b"lx"] {
             nix::unistd::write(&a.0, bytes).expect("sent");
             assert!(b.receive().is_err());

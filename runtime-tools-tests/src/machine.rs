@@ -38,12 +38,6 @@ fn controller_v1(name: &str) -> bool {
     Path::new("/sys/fs/cgroup").join(name).join("cgroup.procs").exists()
 }
 
-/// Skips unless this process has the capability (as in `CAP_SYS_RESOURCE`).
-pub fn needs_capability(name: &str, bit: u32) -> Verdict {
-    let effective = procfs::process::Process::myself().and_then(|process| process.status()).map_or(0, |status| status.capeff);
-    if effective & (1 << bit) != 0 { Ok(()) } else { Err(Stop::Skipped(format!("needs {name}"))) }
-}
-
 /// Skips unless the file exists.
 pub fn needs_file(path: &str, what: &str) -> Verdict {
     if Path::new(path).exists() { Ok(()) } else { Err(Stop::Skipped(format!("needs {what} ({path})"))) }

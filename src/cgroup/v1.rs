@@ -39,7 +39,7 @@ pub(super) fn writes(resources: &LinuxResources) -> Result<Vec<(Pointer, Write)>
         }
     }
     match resources.unified().as_ref().is_some_and(|unified| !unified.is_empty()) {
-        true => Err(Error::new("the host has cgroup v1").at(at.key("unified")).hint("boot it with systemd.unified_cgroup_hierarchy=1")),
+        true => Err(Error::new("these are files of cgroup v2, and the host has v1").at(at.key("unified")).hint("boot it with systemd.unified_cgroup_hierarchy=1")),
         false => Ok(writes),
     }
 }

@@ -50,8 +50,9 @@ impl Config {
     /// Reads the configuration of the bundle at `bundle` without checking it.
     pub fn read(bundle: &Path) -> Result<Self> {
         let bundle = std::path::absolute(bundle).map_err(|error| Error::new(format!("bundle {bundle:?}: {error}")))?;
-        let text = read(&bundle.join(FILE))?;
-        Ok(Config { spec: parse(&text)?, bundle, text })
+        let path = bundle.join(FILE);
+        let text = read(&path)?;
+        Ok(Config { spec: parse(&text).map_err(|error| error.in_file(&path))?, bundle, text })
     }
 
     /// Reads back what was stored for `exec` in a container's state directory.
@@ -69,7 +70,7 @@ impl Config {
 
 /// Reads the process description of `exec --process`.
 pub fn load_process(path: &Path) -> Result<Process> {
-    let process = parse(&read(path)?)?;
+    let process = parse(&read(path)?).map_err(|error| error.in_file(path))?;
     check_process(&process, &Pointer::to(""))?;
     Ok(process)
 }
@@ -124,7 +125,7 @@ fn parse_normalised<T: DeserializeOwned>(text: &[u8]) -> Result<T> {
 
 fn not_json(text: &[u8], error: &serde_json::Error) -> Error {
     if text.iter().all(u8::is_ascii_whitespace) {
-        return Error::new("config.json is empty: unexpected EOF");
+        return Error::new("empty: unexpected EOF");
     }
     let (line, column) = (error.line(), error.column());
     // The text ends in " at line 1 column 2", which is put in words of its own.
@@ -172,7 +173,7 @@ mod tests {
             "not valid JSON: expected `,` or `}` in line 3, column 3"
         );
         assert_eq!(message("{\"ociVersion\": "), "not valid JSON: EOF while parsing a value in line 1, column 15");
-        assert_eq!(message(" \n"), "config.json is empty: unexpected EOF");
+        assert_eq!(message(" \n"), "empty: unexpected EOF");
     }
 
     #[test]

@@ -11,12 +11,13 @@ pub fn run(global: &Global, id: &str, signal: &str, all: bool) -> Result<()> {
     let container = Container::load(&global.store, id)?;
     let number = signal_number(signal)?;
     let not_running = || Error::new("container not running");
-    if container.status()? == Status::Stopped {
-        return match all {
-            // What its first process left behind, where it has no pid namespace of its own.
-            true => container.state.cgroup.signal_all(number),
-            false => Err(not_running()),
-        };
+    match container.status()? {
+        // What its first process left behind, where it has no pid namespace of its own.
+        Status::Stopped if all => return container.state.cgroup.signal_all(number),
+        Status::Stopped => return Err(not_running()),
+        // It is neither created nor running (runtime.md, "Kill").
+        Status::Creating => return Err(not_running().hint("it is still being created; `delete --force` ends that")),
+        Status::Created | Status::Running | Status::Paused => {}
     }
     let fatal = number == Signal::SIGKILL as i32;
     if all || (fatal && !container.state.own_pid_namespace) {

@@ -41,7 +41,7 @@ fn write_pid_file(path: &Path, pid: Pid) -> Result<()> {
         file.write_all(pid.to_string().as_bytes()).call(|| format!("write({temporary:?})"))?;
         std::fs::rename(&temporary, path).call(|| format!("rename({temporary:?}, {path:?})"))
     };
-    write().doing(|| "cannot write the pid file".into())
+    write().doing(|| format!("cannot write the pid file {path:?}"))
 }
 
 /// Connects to a socket that an engine listens at.

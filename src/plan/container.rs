@@ -18,7 +18,8 @@ use crate::steps::masks::{MaskedPaths, ReadOnlyPaths};
 use crate::steps::mounts::{self, ReadOnlyLater};
 use crate::steps::names::{Domainname, Hostname};
 use crate::steps::namespaces::{
-    BecomeRoot, CLONE_NEWTIME, JoinNamespaces, LoopbackUp, NewCgroupNamespace, NewTimeNamespace,
+    BecomeRoot, CLONE_NEWTIME, JoinNamespaces, LoopbackUp, NewCgroupNamespace, NewIpcNamespace,
+    NewTimeNamespace,
 };
 use crate::steps::passwd::FindHome;
 use crate::steps::program::{FindProgram, Program, WorkingDirectory};
@@ -62,6 +63,10 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
     if late_cgroup_namespace {
         namespaces.new -= CloneFlags::CLONE_NEWCGROUP;
     }
+    let late_ipc_namespace = user_namespace && namespaces.new.contains(CloneFlags::CLONE_NEWIPC);
+    if late_ipc_namespace {
+        namespaces.new -= CloneFlags::CLONE_NEWIPC;
+    }
 
     let mut steps = Steps::default();
     let at = Pointer::to;
@@ -74,6 +79,9 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
     }
     if user_namespace {
         steps.add(&at("/linux/uidMappings"), BecomeRoot);
+    }
+    if late_ipc_namespace {
+        steps.add(&at("/linux/namespaces"), NewIpcNamespace);
     }
     if !request.no_new_keyring {
         steps.add(&at("/process"), JoinKeyring::plan(&request.id, user_namespace)?);

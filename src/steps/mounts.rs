@@ -101,7 +101,7 @@ pub fn plan(spec: &Spec, index: usize, bundle: &Path) -> Result<Mount> {
     let kind = configured.typ().as_deref().unwrap_or_default();
     let source = if options.remount {
         Source::Remount
-    } else if let Some(depth) = options.bind {
+    } else if let Some(depth) = bind_depth(configured, &options) {
         Source::Bind { path: bundle.join(&written), depth }
     } else {
         let label = spec.linux().as_ref().and_then(|linux| linux.mount_label().as_deref());
@@ -124,7 +124,7 @@ pub fn trees(spec: &Spec, bundle: &Path, user_namespace: bool) -> Vec<Tree> {
     let mut trees = Vec::new();
     for (index, configured) in list(spec.mounts()).iter().enumerate() {
         let options = Options::parse(list(configured.options()));
-        let Some(depth) = options.bind.filter(|_| !options.remount) else { continue };
+        let Some(depth) = bind_depth(configured, &options).filter(|_| !options.remount) else { continue };
         let idmap = idmap(spec, configured, &options);
         if idmap.is_some() || user_namespace {
             let path = bundle.join(configured.source().as_deref().unwrap_or(Path::new("")));
@@ -132,6 +132,12 @@ pub fn trees(spec: &Spec, bundle: &Path, user_namespace: bool) -> Vec<Tree> {
         }
     }
     trees
+}
+
+/// How much is bound, if it is a bind mount: by its options or, as mount(8) says it, by its type.
+fn bind_depth(configured: &Configured, options: &Options) -> Option<Depth> {
+    let by_type = || (configured.typ().as_deref() == Some("bind")).then_some(Depth::Mount);
+    options.bind.or_else(by_type)
 }
 
 /// The mount's own mapping, or the container's where it asks for one and has none.
@@ -321,7 +327,7 @@ impl Mount {
                 other => other?,
             }
         }
-        mount::attach(tree.as_fd(), target.as_fd(), c"")?;
+        mount::attach(tree.as_fd(), target.as_fd(), c"").map_err(|failed| mismatch(failed, tree.as_fd(), target.as_fd()))?;
         Ok(Some(tree))
     }
 
@@ -356,6 +362,21 @@ fn kind_of(fd: BorrowedFd<'_>) -> crate::sys::Result<Kind> {
     let stat = fstat(fd).call(|| format!("fstat({})", fd.as_raw_fd()))?;
     let directory = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
     Ok(if directory { Kind::Directory } else { Kind::File })
+}
+
+/// The kernel says only EINVAL of a file on a directory, or a directory on a file; engines look for
+/// the words.
+fn mismatch(failed: Failed, source: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Error {
+    let error = Error::from(failed);
+    match (kind_of(source), kind_of(target)) {
+        (Ok(Kind::File), Ok(Kind::Directory)) => {
+            error.prefix("the source is not a directory, and the destination is one: not a directory")
+        }
+        (Ok(Kind::Directory), Ok(Kind::File)) => {
+            error.prefix("the source is a directory, and the destination is not: not a directory")
+        }
+        _ => error,
+    }
 }
 
 /// A tmpfs over a directory of the image has that one's mode, as under runc.

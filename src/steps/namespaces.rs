@@ -37,6 +37,22 @@ impl Step for BecomeRoot {
     }
 }
 
+/// Makes an IPC namespace as root of the user namespace: the kernel gives the root directory of its
+/// message queues to who makes it, and clone3(2) would make it as somebody who isn't mapped.
+pub struct NewIpcNamespace;
+
+impl fmt::Display for NewIpcNamespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("new ipc namespace")
+    }
+}
+
+impl Step for NewIpcNamespace {
+    fn apply(&self, _: &mut Init) -> Result<()> {
+        Ok(unshare(CloneFlags::CLONE_NEWIPC).call(|| "unshare(CLONE_NEWIPC)".into())?)
+    }
+}
+
 /// Makes a cgroup namespace whose root is the container's cgroup: only after it was entered, where
 /// the process wasn't cloned into it.
 pub struct NewCgroupNamespace;

@@ -117,15 +117,10 @@ fn namespaces() -> BTreeMap<String, String> {
 
 fn descriptors() -> BTreeMap<String, String> {
     let Ok(directory) = fs::read_dir("/proc/self/fd") else { return BTreeMap::new() };
-    let entries: Vec<_> = directory.flatten().collect();
+    let names: Vec<_> = directory.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     // The directory's own descriptor is closed by now, so its link is gone.
-    entries
-        .iter()
-        .filter_map(|entry| {
-            let target = fs::read_link(entry.path()).ok()?;
-            Some((entry.file_name().to_string_lossy().into_owned(), target.to_string_lossy().into_owned()))
-        })
-        .collect()
+    let target = |name: String| Some((name.clone(), fs::read_link(format!("/proc/self/fd/{name}")).ok()?.to_string_lossy().into_owned()));
+    names.into_iter().filter_map(target).collect()
 }
 
 fn mounts(process: &Process) -> Option<Value> {

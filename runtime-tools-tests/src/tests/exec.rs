@@ -74,10 +74,10 @@ fn process_file(case: &Case) -> Verdict {
 
 fn flags(case: &Case) -> Verdict {
     case.start(|_| ())?;
-    let flags = ["--env", "ONE=1", "-e", "TWO=2", "--cwd", "/tmp", "--user", "21:22", "--additional-gids", "23", "-g", "24"];
+    let flags = ["--env", "ONE=1", "--env", "TWO=2", "--cwd", "/tmp", "-u", "21:22", "-g", "23", "-g", "24"];
     let report = case.exec(&flags, &["report"])?.succeeded()?.json()?;
     ensure_eq!(report["environment"]["ONE"], "1", "--env");
-    ensure_eq!(report["environment"]["TWO"], "2", "-e");
+    ensure_eq!(report["environment"]["TWO"], "2", "the second --env");
     ensure_eq!(report["environment"]["TERM"], "xterm", "the container's own environment");
     ensure_eq!(report["cwd"], "/tmp", "--cwd");
     ensure_eq!(report["uid"], json!([21, 21, 21]), "uid");
@@ -188,7 +188,14 @@ fn cgroup(case: &Case) -> Verdict {
     }
     case.start(|_| ())?;
     for directory in case.cgroups() {
-        fs::create_dir(directory.join("sub"))?;
+        let sub = directory.join("sub");
+        fs::create_dir(&sub)?;
+        // v1's cpuset starts empty, and takes nobody in then.
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            if directory.join(file).exists() {
+                fs::write(sub.join(file), fs::read(directory.join(file))?)?;
+            }
+        }
     }
     let report = case.exec(&["--cgroup", "sub"], &["report"])?.succeeded()?.json()?;
     let cgroup = report["cgroup"].as_str().unwrap_or_default();

@@ -244,7 +244,7 @@ fn preserved_descriptors(case: &Case) -> Verdict {
 }
 
 fn descriptors_of_socket_activation(case: &Case) -> Verdict {
-    let report = with_descriptors(case, "exec 3</etc/hosts; export LISTEN_FDS=1 LISTEN_FDNAMES=web", "")?;
+    let report = with_descriptors(case, "exec 3</etc/hosts; export LISTEN_PID=$$ LISTEN_FDS=1", "")?;
     ensure_eq!(descriptors(&report), ["0", "1", "2", "3"], "descriptors");
     ensure_eq!(report["environment"]["LISTEN_FDS"], "1", "LISTEN_FDS");
     ensure_eq!(report["environment"]["LISTEN_PID"], "1", "LISTEN_PID");
