@@ -3,6 +3,7 @@
 use crate::harness::{Stop, Verdict};
 use crate::{ensure, ensure_eq};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
@@ -261,7 +262,7 @@ impl<'a> Case<'a> {
         let hierarchies = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
         for hierarchy in hierarchies.filter(|path| path.is_dir()).chain([root.to_owned()]) {
             for id in self.ids.borrow().iter() {
-                found.extend(Some(hierarchy.join(id)).filter(|path| path.join("cgroup.procs").exists()));
+                found.extend(Some(hierarchy.join(id)).filter(|path| is_cgroup(path)));
             }
         }
         found.sort();
@@ -306,6 +307,12 @@ impl<'a> Case<'a> {
         self.temporary.take().map(TempDir::close).transpose()?;
         verdict
     }
+}
+
+/// Whether it is a directory of a cgroup file system. Where one is hidden, crun makes directories of
+/// the same name in what is below.
+fn is_cgroup(path: &Path) -> bool {
+    statfs(path).is_ok_and(|stat| matches!(stat.filesystem_type(), CGROUP_SUPER_MAGIC | CGROUP2_SUPER_MAGIC))
 }
 
 /// Last resort: what a broken runtime left would disturb the tests after this one.
