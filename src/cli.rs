@@ -28,7 +28,12 @@ impl From<String> for Done {
 
 /// Open Container Initiative runtime
 #[derive(Debug, Parser)]
-#[command(name = "damda", disable_version_flag = true, disable_help_subcommand = true, subcommand_required = false)]
+#[command(
+    name = "damda",
+    disable_version_flag = true,
+    disable_help_subcommand = true,
+    subcommand_required = false
+)]
 struct Cli {
     /// directory for the state of containers (should be on a tmpfs)
     #[arg(long, value_name = "DIR")]
@@ -352,14 +357,16 @@ fn execute(global: &Global, command: Command) -> Result<Done> {
     let nothing = |()| Done::default();
     match command {
         Command::Check(given) => lifecycle::explain::check(&given.bundle).map(Done::from),
-        Command::Create(given) => {
-            create::run(global, &given.into()).map(nothing).map_err(|error| error.of_command("damda create failed"))
-        }
+        Command::Create(given) => create::run(global, &given.into())
+            .map(nothing)
+            .map_err(|error| error.of_command("damda create failed")),
         Command::Delete(given) => lifecycle::delete::run(global, &given.id, given.force).map(nothing),
         Command::Exec(given) => exec_command(global, given),
         Command::Explain(given) => lifecycle::explain::explain(&given.bundle).map(Done::from),
         Command::Features(_) => Ok(lifecycle::features::run().into()),
-        Command::Kill(given) => lifecycle::kill::run(global, &given.id, &given.signal, given.all).map(nothing),
+        Command::Kill(given) => {
+            lifecycle::kill::run(global, &given.id, &given.signal, given.all).map(nothing)
+        }
         Command::List(given) => lifecycle::list::run(global, given.format, given.quiet).map(Done::from),
         Command::Pause(given) => lifecycle::pause::pause(global, &given.id).map(nothing),
         Command::Ps(given) => {
@@ -394,7 +401,8 @@ fn exec_command(global: &Global, given: Exec) -> Result<Done> {
 
 fn usage(error: &clap::Error) -> Error {
     let text = error.to_string();
-    let text = text.trim().strip_prefix("error: ").unwrap_or(&text).lines().next().unwrap_or_default().to_owned();
+    let text =
+        text.trim().strip_prefix("error: ").unwrap_or(&text).lines().next().unwrap_or_default().to_owned();
     Error::new(text).hint("see damda --help")
 }
 
@@ -417,9 +425,29 @@ fn default_root() -> PathBuf {
 /// command in a container (exec) or to ps(1) is left alone.
 fn with_double_dashes(arguments: Vec<OsString>) -> Vec<OsString> {
     const LONG: [&str; 23] = [
-        "root", "log", "log-format", "log-level", "debug", "systemd-cgroup", "rootless", "version", "bundle",
-        "console-socket", "pid-file", "pidfd-socket", "no-pivot", "no-new-keyring", "preserve-fds", "detach", "keep",
-        "no-subreaper", "force", "all", "format", "quiet", "help",
+        "root",
+        "log",
+        "log-format",
+        "log-level",
+        "debug",
+        "systemd-cgroup",
+        "rootless",
+        "version",
+        "bundle",
+        "console-socket",
+        "pid-file",
+        "pidfd-socket",
+        "no-pivot",
+        "no-new-keyring",
+        "preserve-fds",
+        "detach",
+        "keep",
+        "no-subreaper",
+        "force",
+        "all",
+        "format",
+        "quiet",
+        "help",
     ];
     let mut foreign = false;
     let fix = |argument: OsString| {
@@ -450,9 +478,15 @@ mod tests {
 
     #[test]
     fn options_come_before_and_after_the_id() {
-        for line in ["damda create --bundle /b -b /b2 id", "damda create id --bundle /b2", "damda create id -bundle=/b2"] {
+        for line in [
+            "damda create --bundle /b -b /b2 id",
+            "damda create id --bundle /b2",
+            "damda create id -bundle=/b2",
+        ] {
             let line = line.replace("--bundle /b -b", "-b");
-            let Some(Command::Create(create)) = parse(&line).expect("parses").command else { panic!("{line}") };
+            let Some(Command::Create(create)) = parse(&line).expect("parses").command else {
+                panic!("{line}")
+            };
             assert_eq!((create.id.as_str(), create.bundle.to_str()), ("id", Some("/b2")), "{line}");
         }
     }
@@ -480,7 +514,9 @@ mod tests {
 
     #[test]
     fn a_containers_command_keeps_its_options() {
-        let Some(Command::Exec(exec)) = parse("damda exec -t --cwd /x id ls -l --all -detach").expect("parses").command else {
+        let Some(Command::Exec(exec)) =
+            parse("damda exec -t --cwd /x id ls -l --all -detach").expect("parses").command
+        else {
             panic!("not exec")
         };
         assert_eq!(exec.words, ["id", "ls", "-l", "--all", "-detach"]);

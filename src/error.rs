@@ -44,10 +44,13 @@ impl fmt::Display for Pointer {
 
 /// What went wrong.
 ///
-/// It reads `damda create failed: /mounts/3: error mounting "a" to rootfs at "b": open_tree(…): no such file or
-/// directory (hint)`. It is wrapped once, where the field is known, and printed once, in `main`.
+/// It reads `damda create failed: /mounts/3: error mounting "a" to rootfs at "b": open_tree(…): no
+/// such file or directory (hint)`. It is wrapped once, where the field is known, and printed once, in `main`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Error {
+pub struct Error(Box<Parts>); // one pointer: every function's result has room for it
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Parts {
     command: Option<&'static str>,
     at: Option<Pointer>,
     what: String,
@@ -62,64 +65,64 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error that no system call reported.
     pub fn new(what: impl Into<String>) -> Self {
-        Error { command: None, at: None, what: what.into(), cause: None, hint: None, status: None }
+        Error(Box::new(Parts { what: what.into(), ..Parts::default() }))
     }
 
     /// Says which field of config.json it comes from, unless that is known already.
     pub fn at(mut self, pointer: Pointer) -> Self {
-        self.at.get_or_insert(pointer);
+        self.0.at.get_or_insert(pointer);
         self
     }
 
     /// Says what to do about it.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.0.hint = Some(hint.into());
         self
     }
 
     /// The status to exit with, where it isn't the command's usual one.
     pub fn with_status(mut self, status: i32) -> Self {
-        self.status = Some(status);
+        self.0.status = Some(status);
         self
     }
 
     /// Puts what was being done before the text.
     pub fn prefix(mut self, prefix: &str) -> Self {
-        self.what = if self.what.is_empty() { prefix.into() } else { format!("{prefix}: {}", self.what) };
+        self.0.what =
+            if self.0.what.is_empty() { prefix.into() } else { format!("{prefix}: {}", self.0.what) };
         self
     }
 
     /// Says which command failed, in the words that engines know.
     pub fn of_command(mut self, failed: &'static str) -> Self {
-        self.command = Some(failed);
+        self.0.command = Some(failed);
         self
     }
 
     /// Says which file the text is of, unless a field of it is known.
     pub fn in_file(self, path: &std::path::Path) -> Self {
-        if self.at.is_some() { self } else { self.prefix(&format!("{path:?}")) }
+        if self.0.at.is_some() { self } else { self.prefix(&format!("{path:?}")) }
     }
 
     /// See `with_status`.
     pub fn status(&self) -> Option<i32> {
-        self.status
+        self.0.status
     }
 
     /// The errno, where a system call reported one.
     pub fn errno(&self) -> Option<nix::errno::Errno> {
-        self.cause.as_ref().map(|cause| cause.errno)
+        self.0.cause.as_ref().map(|cause| cause.errno)
     }
-
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let cause = self.cause.as_ref().map(ToString::to_string);
-        let at = self.at.as_ref().map(|at| escape(at.as_str()));
-        let parts = [self.command, at.as_deref(), Some(&*self.what), cause.as_deref()];
+        let cause = self.0.cause.as_ref().map(ToString::to_string);
+        let at = self.0.at.as_ref().map(|at| escape(at.as_str()));
+        let parts = [self.0.command, at.as_deref(), Some(&*self.0.what), cause.as_deref()];
         let text = parts.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": ");
         f.write_str(&escape(&text))?;
-        match &self.hint {
+        match &self.0.hint {
             Some(hint) => write!(f, " ({})", escape(hint)),
             None => Ok(()),
         }
@@ -130,7 +133,7 @@ impl std::error::Error for Error {}
 
 impl From<sys::Failed> for Error {
     fn from(cause: sys::Failed) -> Self {
-        Error { cause: Some(cause), ..Error::new("") }
+        Error(Box::new(Parts { cause: Some(cause), ..Parts::default() }))
     }
 }
 

@@ -16,9 +16,6 @@ pub struct Host {
 impl Host {
     /// Asks the kernel.
     pub fn probe() -> Result<Self> {
-        Ok(Host {
-            cgroups: Layout::probe()?,
-            capabilities: identity::capget()?.permitted,
-        })
+        Ok(Host { cgroups: Layout::probe()?, capabilities: identity::capget()?.permitted })
     }
 }

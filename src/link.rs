@@ -132,7 +132,9 @@ impl Link {
         };
         match Message::from_bytes(&buffer[..length]) {
             Some(message) => Ok(Some(message)),
-            None => Err(Error::new("an unknown message between the runtime and the container's first process")),
+            None => {
+                Err(Error::new("an unknown message between the runtime and the container's first process"))
+            }
         }
     }
 

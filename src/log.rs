@@ -95,7 +95,8 @@ pub fn debug(message: impl FnOnce() -> String) {
 }
 
 fn write(level: Level, message: &str) {
-    let default = Log { file: None, format: Format::Text, file_level: Level::Error, stderr_level: Level::Warning };
+    let default =
+        Log { file: None, format: Format::Text, file_level: Level::Error, stderr_level: Level::Warning };
     let log = LOG.get().unwrap_or(&default);
     let mut lines = std::io::stderr();
     if let Some(mut file) = log.file.as_ref().filter(|_| level <= log.file_level) {

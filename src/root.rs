@@ -66,7 +66,8 @@ impl Root {
         match open_within(self.0.as_fd(), path, OFlag::O_PATH, Links::Follow) {
             Err(Errno::ENOENT) => {
                 let made = self.make(path, kind()?);
-                made.map(|file| (file, Made::Now)).call(|| format!("openat2({path:?}, O_CREAT, RESOLVE_IN_ROOT)"))
+                made.map(|file| (file, Made::Now))
+                    .call(|| format!("openat2({path:?}, O_CREAT, RESOLVE_IN_ROOT)"))
             }
             other => other
                 .map(|file| (file, Made::Before))
@@ -223,7 +224,8 @@ mod tests {
         assert!(inside("outside/file2").is_file());
         assert!(inside("new/dir").is_dir());
         assert!(inside("run/chained").is_file());
-        let above: Vec<_> = fs::read_dir(dir.path()).expect("read").map(|entry| entry.expect("entry").file_name()).collect();
+        let above: Vec<_> =
+            fs::read_dir(dir.path()).expect("read").map(|entry| entry.expect("entry").file_name()).collect();
         assert_eq!(above, ["root"], "nothing outside");
     }
 

@@ -35,7 +35,8 @@ impl Runtime {
             .arg("--version")
             .output()
             .map_err(|error| format!("cannot run the runtime {binary:?}: {error} (set RUNTIME)"))?;
-        let name = String::from_utf8_lossy(&output.stdout).split_whitespace().next().unwrap_or("?").to_owned();
+        let name =
+            String::from_utf8_lossy(&output.stdout).split_whitespace().next().unwrap_or("?").to_owned();
         if !probe.exists() {
             return Err(format!("{probe:?} is missing: build it with hack/build (or set PROBE)"));
         }
@@ -73,7 +74,11 @@ impl Output {
     /// What a `probe report` printed.
     pub fn json(&self) -> Verdict<Value> {
         serde_json::from_str(&self.stdout).map_err(|error| {
-            Stop::Failed(format!("no JSON ({error}): stdout {:?}, stderr {:?}", self.stdout, self.stderr.trim()))
+            Stop::Failed(format!(
+                "no JSON ({error}): stdout {:?}, stderr {:?}",
+                self.stdout,
+                self.stderr.trim()
+            ))
         })
     }
 }
@@ -193,13 +198,18 @@ impl<'a> Case<'a> {
         };
         let read = |name| fs::read(file(name)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         let ended_by = std::os::unix::process::ExitStatusExt::signal(&status).map_or(0, |signal| -signal);
-        Ok(Output { status: status.code().unwrap_or(ended_by), stdout: read("stdout")?, stderr: read("stderr")? })
+        Ok(Output {
+            status: status.code().unwrap_or(ended_by),
+            stdout: read("stdout")?,
+            stderr: read("stderr")?,
+        })
     }
 
     /// What the container of the last `create` has printed by now.
     pub fn printed(&self) -> String {
         let numbers = (0..self.commands.get()).rev();
-        let read = |number| fs::read_to_string(self.directory.join(format!("{number}.stdout"))).unwrap_or_default();
+        let read =
+            |number| fs::read_to_string(self.directory.join(format!("{number}.stdout"))).unwrap_or_default();
         numbers.map(read).find(|text| !text.is_empty()).unwrap_or_default()
     }
 
@@ -300,7 +310,8 @@ impl<'a> Case<'a> {
             verdict = verdict.and(deleted.map(drop));
         }
         // A killed process may take a while to leave its cgroup.
-        verdict = verdict.and(until("nothing left", || Ok(self.nothing_left().is_ok())).or_else(|_| self.nothing_left()));
+        verdict = verdict
+            .and(until("nothing left", || Ok(self.nothing_left().is_ok())).or_else(|_| self.nothing_left()));
         for cgroup in self.cgroups() {
             remove_cgroup(&cgroup);
         }

@@ -99,7 +99,9 @@ pub fn run(tests: &[Test], runtime: &Runtime, jobs: usize) -> Vec<Finished> {
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
-                while let Some((index, test)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|index| Some((index, tests.get(index)?))) {
+                while let Some((index, test)) = Some(next.fetch_add(1, Ordering::Relaxed))
+                    .and_then(|index| Some((index, tests.get(index)?)))
+                {
                     let finished = one(*test, runtime);
                     results.lock().unwrap().push((index, finished));
                 }
@@ -135,7 +137,12 @@ pub fn print(results: &[Finished]) {
             Err(Stop::Skipped(_)) => skipped += 1,
             Err(Stop::Failed(why)) => {
                 failed += 1;
-                println!("FAILED  {}\n        checks {}\n        {}", name(test), test.clause, why.replace('\n', "\n        "));
+                println!(
+                    "FAILED  {}\n        checks {}\n        {}",
+                    name(test),
+                    test.clause,
+                    why.replace('\n', "\n        ")
+                );
             }
         }
     }

@@ -15,6 +15,7 @@ pub fn mount<'a>(report: &'a Value, target: &str) -> Verdict<&'a Value> {
 
 /// Whether a mount has the option, of its own or of its file system.
 pub fn has_option(mount: &Value, option: &str) -> bool {
-    let has = |name: &str| mount[name].as_array().is_some_and(|options| options.iter().any(|word| word == option));
+    let has =
+        |name: &str| mount[name].as_array().is_some_and(|options| options.iter().any(|word| word == option));
     has("options") || has("superOptions")
 }

@@ -8,6 +8,7 @@
 //! the reason; skips are counted and listed.
 
 mod case;
+mod compare;
 mod harness;
 mod inside;
 mod machine;
@@ -37,6 +38,9 @@ struct Options {
     /// how many run at a time
     #[arg(long, default_value_t = 4)]
     jobs: usize,
+    /// run nothing, but print where the results in these files (of --json) differ
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    compare: Vec<PathBuf>,
     /// write the results to this file, as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -44,6 +48,15 @@ struct Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
+    if !options.compare.is_empty() {
+        return match compare::print(&options.compare) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(problem) => {
+                eprintln!("{problem}");
+                ExitCode::from(2)
+            }
+        };
+    }
     let probe = options.probe.unwrap_or_else(|| {
         std::env::current_exe().map(|path| path.with_file_name("probe")).unwrap_or_else(|_| "probe".into())
     });
@@ -67,11 +80,10 @@ fn main() -> ExitCode {
         }
     };
     let results = harness::run(&tests, &under_test, options.jobs.max(1));
-    if let Some(path) = &options.json {
-        if let Err(error) = std::fs::write(path, harness::json(&results).to_string()) {
-            eprintln!("cannot write {path:?}: {error}");
-            return ExitCode::from(2);
-        }
+    let written = options.json.as_ref().map(|path| std::fs::write(path, harness::json(&results).to_string()));
+    if let Some(Err(error)) = written {
+        eprintln!("cannot write the results: {error}");
+        return ExitCode::from(2);
     }
     harness::print(&results);
     if results.iter().any(harness::Finished::failed) { ExitCode::FAILURE } else { ExitCode::SUCCESS }

@@ -54,8 +54,11 @@ impl Rule {
             Kind::Block => 'b',
         };
         let number = |number: Option<u32>| number.map_or("*".into(), |number| number.to_string());
-        let access: String =
-            [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')].iter().filter(|(bit, _)| self.access & bit != 0).map(|(_, char)| char).collect();
+        let access: String = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')]
+            .iter()
+            .filter(|(bit, _)| self.access & bit != 0)
+            .map(|(_, char)| char)
+            .collect();
         format!("{kind} {}:{} {access}", number(self.major), number(self.minor))
     }
 
@@ -69,7 +72,8 @@ impl Rule {
 
     /// Whether there are devices that both are about.
     fn meets(&self, other: &Rule) -> bool {
-        let number = |ours: Option<u32>, theirs: Option<u32>| ours.is_none() || theirs.is_none() || ours == theirs;
+        let number =
+            |ours: Option<u32>, theirs: Option<u32>| ours.is_none() || theirs.is_none() || ours == theirs;
         (self.kind == Kind::Any || other.kind == Kind::Any || self.kind == other.kind)
             && number(self.major, other.major)
             && number(self.minor, other.minor)
@@ -81,7 +85,8 @@ impl Rule {
 /// by denying all still has /dev/null, and one that denies it later doesn't.
 pub fn rules(configured: &[LinuxDeviceCgroup]) -> Vec<Rule> {
     let at = Pointer::to("/linux/resources/devices");
-    let nothing = Rule { at: at.clone(), allow: false, kind: Kind::Any, major: None, minor: None, access: ALL };
+    let nothing =
+        Rule { at: at.clone(), allow: false, kind: Kind::Any, major: None, minor: None, access: ALL };
     let mut rules = vec![nothing];
     rules.extend(configured.iter().enumerate().map(|(index, device)| rule(device, at.index(index))));
     let blanket = rules.iter().rposition(Rule::is_blanket).unwrap_or(0);
@@ -108,7 +113,14 @@ fn rule(device: &LinuxDeviceCgroup, at: Pointer) -> Rule {
     };
     // -1 is how engines write "all".
     let number = |number: Option<i64>| number.filter(|&number| number >= 0).map(|number| number as u32);
-    Rule { at, allow: device.allow(), kind, major: number(device.major()), minor: number(device.minor()), access }
+    Rule {
+        at,
+        allow: device.allow(),
+        kind,
+        major: number(device.major()),
+        minor: number(device.minor()),
+        access,
+    }
 }
 
 /// The devices that each container is given (config-linux.md, "Default Devices"), and what goes
@@ -119,18 +131,23 @@ fn defaults() -> impl Iterator<Item = Rule> {
     let list: [(Kind, Option<u32>, Option<u32>, u8); 11] = [
         (Kind::Char, None, None, MKNOD),
         (Kind::Block, None, None, MKNOD),
-        (Kind::Char, Some(1), Some(3), ALL),   // null
-        (Kind::Char, Some(1), Some(5), ALL),   // zero
-        (Kind::Char, Some(1), Some(7), ALL),   // full
-        (Kind::Char, Some(1), Some(8), ALL),   // random
-        (Kind::Char, Some(1), Some(9), ALL),   // urandom
-        (Kind::Char, Some(5), Some(0), ALL),   // tty
-        (Kind::Char, Some(5), Some(2), ALL),   // ptmx
-        (Kind::Char, Some(136), None, ALL),    // pts/*
+        (Kind::Char, Some(1), Some(3), ALL),    // null
+        (Kind::Char, Some(1), Some(5), ALL),    // zero
+        (Kind::Char, Some(1), Some(7), ALL),    // full
+        (Kind::Char, Some(1), Some(8), ALL),    // random
+        (Kind::Char, Some(1), Some(9), ALL),    // urandom
+        (Kind::Char, Some(5), Some(0), ALL),    // tty
+        (Kind::Char, Some(5), Some(2), ALL),    // ptmx
+        (Kind::Char, Some(136), None, ALL),     // pts/*
         (Kind::Char, Some(10), Some(200), ALL), // net/tun
     ];
-    list.into_iter().map(move |(kind, major, minor, access)| {
-        Rule { at: at.clone(), allow: true, kind, major, minor, access }
+    list.into_iter().map(move |(kind, major, minor, access)| Rule {
+        at: at.clone(),
+        allow: true,
+        kind,
+        major,
+        minor,
+        access,
     })
 }
 
@@ -180,7 +197,8 @@ pub fn v1_lines(rules: &[Rule]) -> Result<Vec<(bool, String)>> {
                 } else if common != MKNOD {
                     // Making a node of a device that can't be opened is left: it is harmless.
                     let what = if rule.allow { "allow" } else { "deny" };
-                    let error = format!("cgroup v1 cannot {what} {:?} within {:?}", rule.line(), exception.line());
+                    let error =
+                        format!("cgroup v1 cannot {what} {:?} within {:?}", rule.line(), exception.line());
                     return Err(Error::new(error).at(rule.at));
                 }
             }
@@ -221,8 +239,10 @@ pub fn program(rules: &[Rule]) -> Vec<Instruction> {
             Kind::Block => Some(1),
             Kind::Char => Some(2),
         };
-        let conditions: Vec<_> =
-            [(3, kind), (4, rule.major), (5, rule.minor)].into_iter().filter_map(|(register, value)| Some((register, value?))).collect();
+        let conditions: Vec<_> = [(3, kind), (4, rule.major), (5, rule.minor)]
+            .into_iter()
+            .filter_map(|(register, value)| Some((register, value?)))
+            .collect();
         for (index, &(register, value)) in conditions.iter().enumerate() {
             let to_next_rule = conditions.len() - index - 1 + body.len();
             program.push(jump_unless_equal(register, value as i32, to_next_rule));
@@ -279,7 +299,11 @@ mod tests {
         let device =
             Rule { at: Pointer::to(""), allow: true, kind, major: Some(major), minor: Some(minor), access };
         [MKNOD, READ, WRITE].into_iter().filter(|bit| access & bit != 0).all(|bit| {
-            rules.iter().rev().find(|rule| rule.access & bit != 0 && rule.covers(&device)).is_some_and(|rule| rule.allow)
+            rules
+                .iter()
+                .rev()
+                .find(|rule| rule.access & bit != 0 && rule.covers(&device))
+                .is_some_and(|rule| rule.allow)
         })
     }
 
@@ -322,7 +346,9 @@ mod tests {
             let rules = rules_of(list);
             let program = program(&rules);
             for kind in [Kind::Char, Kind::Block] {
-                for (major, minor) in [(1, 3), (1, 4), (5, 2), (8, 0), (10, 229), (10, 200), (136, 7), (250, 1)] {
+                for (major, minor) in
+                    [(1, 3), (1, 4), (5, 2), (8, 0), (10, 229), (10, 200), (136, 7), (250, 1)]
+                {
                     for access in 1..=ALL {
                         assert_eq!(
                             by_program(&program, kind, major, minor, access),
@@ -359,7 +385,8 @@ mod tests {
         };
         let lines = with(r#"{"allow":false,"type":"b","access":"w"}"#).expect("expressible");
         assert_eq!(lines.last(), Some(&(false, "b 8:* w".into())));
-        let error = with(r#"{"allow":false,"type":"b","major":8,"minor":1,"access":"w"}"#).expect_err("inexpressible");
+        let error = with(r#"{"allow":false,"type":"b","major":8,"minor":1,"access":"w"}"#)
+            .expect_err("inexpressible");
         assert_eq!(
             error.to_string(),
             "/linux/resources/devices/2: cgroup v1 cannot deny \"b 8:1 w\" within \"b 8:* rw\""

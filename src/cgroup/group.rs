@@ -88,7 +88,9 @@ impl Cgroup {
         let mut index = 0;
         for place in &plan.places {
             match self.make_directory(&mut index, &place.mount_point, made) {
-                Err(error) if is_refusal(&error) && layout::is_unprivileged() => return self.go_without(plan),
+                Err(error) if is_refusal(&error) && layout::is_unprivileged() => {
+                    return self.go_without(plan);
+                }
                 other => other?,
             }
         }
@@ -113,14 +115,20 @@ impl Cgroup {
 
     /// Makes the directory at `index`; advances it, or drops the entry where the hierarchy isn't
     /// mounted.
-    fn make_directory(&mut self, index: &mut usize, mount_point: &Path, made: &mut Vec<PathBuf>) -> Result<()> {
+    fn make_directory(
+        &mut self,
+        index: &mut usize,
+        mount_point: &Path,
+        made: &mut Vec<PathBuf>,
+    ) -> Result<()> {
         let path = self.directories[*index].path.clone();
         match make_with_parents(&path, mount_point, made)? {
             Made::New => {}
             Made::Before => {
                 let inside = processes_in(&path)?.len();
                 if inside > 0 {
-                    let error = format!("container's cgroup is not empty: {inside} process(es) found in {path:?}");
+                    let error =
+                        format!("container's cgroup is not empty: {inside} process(es) found in {path:?}");
                     return Err(Error::new(error).at(Pointer::to("/linux/cgroupsPath")));
                 }
                 self.directories[*index].kept = true;
@@ -181,7 +189,10 @@ impl Cgroup {
         let text = file::read(Path::new(&format!("/proc/{pid}/cgroup")))?;
         let own = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
         let path = Path::new(layout::ROOT).join(own);
-        Ok(Cgroup { unified: true, directories: vec![Directory { controllers: String::new(), path, kept: true }] })
+        Ok(Cgroup {
+            unified: true,
+            directories: vec![Directory { controllers: String::new(), path, kept: true }],
+        })
     }
 
     /// The directories: (controllers, path).
@@ -190,7 +201,11 @@ impl Cgroup {
     }
 
     fn directory_of(&self, controller: &str) -> Option<&Directory> {
-        if self.unified { self.directories.first() } else { self.directories.iter().find(|one| one.has(controller)) }
+        if self.unified {
+            self.directories.first()
+        } else {
+            self.directories.iter().find(|one| one.has(controller))
+        }
     }
 
     fn write(&self, write: &Write) -> Result<()> {
@@ -210,7 +225,10 @@ impl Cgroup {
                 (Err(failed), _) => {
                     let absent = failed.errno == Errno::ENOENT;
                     let error = Error::from(failed).prefix(&format!("cannot set {name} to {value:?}"));
-                    let hint = format!("this host has no cgroup controller {:?}, or not this part of it", write.controller);
+                    let hint = format!(
+                        "this host has no cgroup controller {:?}, or not this part of it",
+                        write.controller
+                    );
                     return Err(if absent { error.hint(hint) } else { error });
                 }
             }
@@ -266,7 +284,8 @@ impl Cgroup {
         let open = |name| file::open(AT_FDCWD, &directory.file(name), OFlag::O_WRONLY);
         let (mut allow, mut deny) = (None, None);
         for (allowed, line) in devices::v1_lines(rules)? {
-            let (slot, name) = if allowed { (&mut allow, "devices.allow") } else { (&mut deny, "devices.deny") };
+            let (slot, name) =
+                if allowed { (&mut allow, "devices.allow") } else { (&mut deny, "devices.deny") };
             let file = match slot {
                 Some(file) => file,
                 None => slot.insert(open(name)?),
@@ -363,7 +382,10 @@ impl Cgroup {
     /// Sends `signal` to all processes.
     pub fn signal_all(&self, signal: i32) -> Result<()> {
         let Some(first) = self.directories.first() else { return Ok(()) };
-        if self.unified && signal == Signal::SIGKILL as i32 && file::write(&first.file("cgroup.kill"), "1").is_ok() {
+        if self.unified
+            && signal == Signal::SIGKILL as i32
+            && file::write(&first.file("cgroup.kill"), "1").is_ok()
+        {
             return Ok(());
         }
         // Frozen, they can neither fork nor end while their ids are read and used.
@@ -386,7 +408,8 @@ impl Cgroup {
     /// Whether the kernel has killed a process of the container for want of memory.
     pub fn ran_out_of_memory(&self) -> bool {
         let Some(directory) = self.directory_of("memory") else { return false };
-        let (file, key) = if self.unified { ("memory.events", "oom_kill ") } else { ("memory.oom_control", "oom_kill ") };
+        let (file, key) =
+            if self.unified { ("memory.events", "oom_kill ") } else { ("memory.oom_control", "oom_kill ") };
         let events = file::read(&directory.file(file)).unwrap_or_default();
         events.lines().any(|line| line.strip_prefix(key).is_some_and(|count| count != "0"))
     }
@@ -435,17 +458,20 @@ fn make_with_parents(path: &Path, mount_point: &Path, made: &mut Vec<PathBuf>) -
         // Never the mount point: a directory made in its place would be one of the tmpfs below.
         Err(Errno::ENOENT) if !mount_point.is_dir() => Ok(Made::NoHierarchy),
         Err(Errno::ENOENT) => {
-            let parent = path.parent().filter(|parent| parent.starts_with(mount_point) && *parent != mount_point);
+            let parent =
+                path.parent().filter(|parent| parent.starts_with(mount_point) && *parent != mount_point);
             if let Some(parent) = parent {
                 make_with_parents(parent, mount_point, made)?;
             }
-            mkdir(path).call(|| format!("mkdir({path:?})")).doing(|| "cannot make the container's cgroup".into())?;
+            mkdir(path)
+                .call(|| format!("mkdir({path:?})"))
+                .doing(|| "cannot make the container's cgroup".into())?;
             made.push(path.into());
             Ok(Made::New)
         }
-        Err(errno) => {
-            Err::<Made, _>(errno).call(|| format!("mkdir({path:?})")).doing(|| "cannot make the container's cgroup".into())
-        }
+        Err(errno) => Err::<Made, _>(errno)
+            .call(|| format!("mkdir({path:?})"))
+            .doing(|| "cannot make the container's cgroup".into()),
     }
 }
 
@@ -493,7 +519,9 @@ fn processes_in(directory: &Path) -> Result<Vec<i32>> {
 fn processes_below(directory: &Path) -> Result<BTreeSet<i32>> {
     let mut processes: BTreeSet<i32> = match processes_in(directory) {
         // A threaded cgroup lists its processes in the domain above; one being removed has none.
-        Err(error) if matches!(error.errno(), Some(Errno::ENOENT | Errno::ENODEV | Errno::EOPNOTSUPP)) => BTreeSet::new(),
+        Err(error) if matches!(error.errno(), Some(Errno::ENOENT | Errno::ENODEV | Errno::EOPNOTSUPP)) => {
+            BTreeSet::new()
+        }
         other => other?.into_iter().collect(),
     };
     for child in children(directory) {
@@ -504,7 +532,10 @@ fn processes_below(directory: &Path) -> Result<BTreeSet<i32>> {
 
 fn children(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 fn remove_tree(directory: &Path) -> crate::sys::Result<()> {

@@ -46,7 +46,8 @@ impl Layout {
     /// Looks at this host. /proc/self/mountinfo isn't read for it: a busy host has 36,000 lines
     /// there (containerd#5113).
     pub fn probe() -> Result<Self> {
-        let kind = statfs(ROOT).call(|| format!("statfs({ROOT:?})")).doing(|| "cgroups".into())?.filesystem_type();
+        let kind =
+            statfs(ROOT).call(|| format!("statfs({ROOT:?})")).doing(|| "cgroups".into())?.filesystem_type();
         let memberships = file::read(Path::new("/proc/self/cgroup")).doing(|| "cgroups".into())?;
         Self::of(kind, &memberships)
     }
@@ -83,8 +84,7 @@ impl Layout {
 /// namespace. Asked only after the kernel has refused something.
 pub fn is_unprivileged() -> bool {
     let whole = |map: String| map.split_whitespace().eq(["0", "0", "4294967295"]);
-    !nix::unistd::geteuid().is_root()
-        || !file::read(Path::new("/proc/self/uid_map")).is_ok_and(whole)
+    !nix::unistd::geteuid().is_root() || !file::read(Path::new("/proc/self/uid_map")).is_ok_and(whole)
 }
 
 #[cfg(test)]

@@ -106,7 +106,8 @@ pub fn compile(spec: &Spec, id: &str, layout: &Layout) -> Result<Plan> {
     let linux = spec.linux().as_ref();
     let empty = LinuxResources::default();
     let resources = linux.and_then(|linux| linux.resources().as_ref()).unwrap_or(&empty);
-    let asked = linux.and_then(|linux| linux.cgroups_path().as_deref()).filter(|path| !path.as_os_str().is_empty());
+    let asked =
+        linux.and_then(|linux| linux.cgroups_path().as_deref()).filter(|path| !path.as_os_str().is_empty());
     let writes = match layout {
         Layout::Unified { .. } => v2::writes(resources)?,
         Layout::Legacy(_) => v1::writes(resources)?,
@@ -122,7 +123,8 @@ pub fn compile(spec: &Spec, id: &str, layout: &Layout) -> Result<Plan> {
 /// from the hierarchies' roots, a relative one, or none, from where the runtime is.
 fn places(asked: Option<&Path>, id: &str, layout: &Layout) -> Vec<Place> {
     let path = asked.unwrap_or(Path::new(id));
-    let below = |own: &Path| if path.is_absolute() { relative(path) } else { relative(own).join(relative(path)) };
+    let below =
+        |own: &Path| if path.is_absolute() { relative(path) } else { relative(own).join(relative(path)) };
     match layout {
         Layout::Unified { own } => {
             // A v2 cgroup can't have both processes and controllers for its children, and the
@@ -168,7 +170,9 @@ fn common_writes(resources: &LinuxResources, at: &Pointer) -> Vec<(Pointer, Writ
     let mut rdma: Vec<_> = resources.rdma().iter().flatten().collect();
     rdma.sort_by_key(|(device, _)| *device);
     for (device, limits) in rdma {
-        let part = |name: &str, value: Option<u32>| value.map(|value| format!(" {name}={value}")).unwrap_or_default();
+        let part = |name: &str, value: Option<u32>| {
+            value.map(|value| format!(" {name}={value}")).unwrap_or_default()
+        };
         let handles = part("hca_handle", limits.hca_handles());
         let objects = part("hca_object", limits.hca_objects());
         let write = Write::new("rdma", "rdma.max", format!("{device}{handles}{objects}"));

@@ -35,11 +35,16 @@ pub(super) fn writes(resources: &LinuxResources) -> Result<Vec<(Pointer, Write)>
         }
         for (index, priority) in list(network.priorities()).iter().enumerate() {
             let value = format!("{} {}", priority.name(), priority.priority());
-            writes.push((at.key("priorities").index(index), Write::new("net_prio", "net_prio.ifpriomap", value)));
+            writes.push((
+                at.key("priorities").index(index),
+                Write::new("net_prio", "net_prio.ifpriomap", value),
+            ));
         }
     }
     match resources.unified().as_ref().is_some_and(|unified| !unified.is_empty()) {
-        true => Err(Error::new("these are files of cgroup v2, and the host has v1").at(at.key("unified")).hint("boot it with systemd.unified_cgroup_hierarchy=1")),
+        true => Err(Error::new("these are files of cgroup v2, and the host has v1")
+            .at(at.key("unified"))
+            .hint("boot it with systemd.unified_cgroup_hierarchy=1")),
         false => Ok(writes),
     }
 }
@@ -131,7 +136,12 @@ fn block_io_writes(block_io: &LinuxBlockIo, at: &Pointer, writes: &mut Vec<(Poin
         let at = at.key("weightDevice").index(index);
         let number = format!("{}:{}", device.major(), device.minor());
         if let Some(weight) = device.weight() {
-            push(at.key("weight"), "blkio.bfq.weight_device", format!("{number} {weight}"), Some("blkio.weight_device"));
+            push(
+                at.key("weight"),
+                "blkio.bfq.weight_device",
+                format!("{number} {weight}"),
+                Some("blkio.weight_device"),
+            );
         }
         if let Some(weight) = device.leaf_weight() {
             push(at.key("leafWeight"), "blkio.leaf_weight_device", format!("{number} {weight}"), None);
@@ -165,7 +175,9 @@ mod tests {
     #[test]
     fn memory_comes_before_the_sum_with_swap() {
         assert_eq!(
-            plan(r#"{"memory":{"swap":200,"limit":100,"reservation":50,"swappiness":10,"disableOOMKiller":true}}"#),
+            plan(
+                r#"{"memory":{"swap":200,"limit":100,"reservation":50,"swappiness":10,"disableOOMKiller":true}}"#
+            ),
             [
                 "memory.limit_in_bytes=100",
                 "memory.memsw.limit_in_bytes=200",
@@ -174,14 +186,19 @@ mod tests {
                 "memory.oom_control=1"
             ]
         );
-        assert_eq!(plan(r#"{"memory":{"limit":-1}}"#), ["memory.limit_in_bytes=-1", "memory.memsw.limit_in_bytes=-1"]);
+        assert_eq!(
+            plan(r#"{"memory":{"limit":-1}}"#),
+            ["memory.limit_in_bytes=-1", "memory.memsw.limit_in_bytes=-1"]
+        );
         assert_eq!(plan(r#"{"memory":{"limit":0,"swap":0}}"#), [""; 0], "0 is how engines say: not set");
     }
 
     #[test]
     fn cpu_and_pids() {
         assert_eq!(
-            plan(r#"{"cpu":{"shares":512,"quota":50000,"period":100000,"burst":1,"cpus":"0-1","mems":"0"},"pids":{"limit":-1}}"#),
+            plan(
+                r#"{"cpu":{"shares":512,"quota":50000,"period":100000,"burst":1,"cpus":"0-1","mems":"0"},"pids":{"limit":-1}}"#
+            ),
             [
                 "cpuset.cpus=0-1",
                 "cpuset.mems=0",
@@ -220,6 +237,8 @@ mod tests {
     #[test]
     fn unified_needs_v2() {
         let resources: LinuxResources = parse(br#"{"unified":{"memory.high":"1"}}"#).expect("it parses");
-        assert!(writes(&resources).is_err_and(|error| error.to_string().starts_with("/linux/resources/unified:")));
+        assert!(
+            writes(&resources).is_err_and(|error| error.to_string().starts_with("/linux/resources/unified:"))
+        );
     }
 }

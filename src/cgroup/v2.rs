@@ -101,7 +101,9 @@ fn swap_max(limit: Option<i64>, together: Option<i64>) -> Result<Option<String>>
         (_, Some(-1)) => Ok(Some("max".into())),
         (Some(-1), Some(together)) => Ok(Some(together.to_string())),
         (Some(limit), Some(together)) => Ok(Some((together - limit).to_string())),
-        (None, Some(_)) => Err(Error::new("needs /linux/resources/memory/limit: it is for memory and swap together")),
+        (None, Some(_)) => {
+            Err(Error::new("needs /linux/resources/memory/limit: it is for memory and swap together"))
+        }
     }
 }
 
@@ -164,7 +166,10 @@ fn block_io_writes(block_io: &LinuxBlockIo, at: &Pointer, writes: &mut Vec<(Poin
         if let Some(weight) = device.weight() {
             let number = format!("{}:{}", device.major(), device.minor());
             let instead = Missing::Instead("io.weight".into(), format!("{number} {}", scaled(weight)));
-            writes.push((at.key("weight"), Write::new("io", "io.bfq.weight", format!("{number} {weight}")).or(instead)));
+            writes.push((
+                at.key("weight"),
+                Write::new("io", "io.bfq.weight", format!("{number} {weight}")).or(instead),
+            ));
         }
     }
     let throttles = [
@@ -190,7 +195,9 @@ mod tests {
     fn plan(resources: &str) -> std::result::Result<Vec<String>, String> {
         let resources: LinuxResources = parse(resources.as_bytes()).expect("it parses");
         let text = |(_, write): (Pointer, Write)| format!("{}={}", write.file, write.value);
-        writes(&resources).map(|writes| writes.into_iter().map(text).collect()).map_err(|error| error.to_string())
+        writes(&resources)
+            .map(|writes| writes.into_iter().map(text).collect())
+            .map_err(|error| error.to_string())
     }
 
     fn lines(lines: &[&str]) -> std::result::Result<Vec<String>, String> {
@@ -206,7 +213,10 @@ mod tests {
         assert_eq!(memory(r#"{"limit":-1}"#), lines(&["memory.swap.max=max", "memory.max=max"]));
         assert_eq!(memory(r#"{"limit":100,"reservation":-1}"#), lines(&["memory.max=100", "memory.low=max"]));
         assert!(memory(r#"{"swap":100}"#).is_err());
-        assert!(memory(r#"{"swappiness":10}"#).is_err_and(|error| error.starts_with("/linux/resources/memory/swappiness")));
+        assert!(
+            memory(r#"{"swappiness":10}"#)
+                .is_err_and(|error| error.starts_with("/linux/resources/memory/swappiness"))
+        );
     }
 
     #[test]
@@ -221,7 +231,10 @@ mod tests {
     fn cpu() {
         let cpu = |text: &str| plan(&format!(r#"{{"cpu":{text}}}"#));
         assert_eq!(cpu(r#"{"quota":50000}"#), lines(&["cpu.max=50000 100000"]));
-        assert_eq!(cpu(r#"{"quota":-1,"period":1000,"burst":5}"#), lines(&["cpu.max=max 1000", "cpu.max.burst=5"]));
+        assert_eq!(
+            cpu(r#"{"quota":-1,"period":1000,"burst":5}"#),
+            lines(&["cpu.max=max 1000", "cpu.max.burst=5"])
+        );
         assert!(cpu(r#"{"realtimeRuntime":1}"#).is_err());
     }
 

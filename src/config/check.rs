@@ -53,8 +53,11 @@ fn check_version(version: &str) -> Result<()> {
     }
     match parts[0] {
         "1" => Ok(()),
-        _ => Err(Error::new(format!("unsupported version {version:?}: damda knows 1.0.0 to {}", super::SPEC_VERSION))
-            .at(at)),
+        _ => Err(Error::new(format!(
+            "unsupported version {version:?}: damda knows 1.0.0 to {}",
+            super::SPEC_VERSION
+        ))
+        .at(at)),
     }
 }
 
@@ -96,7 +99,9 @@ fn check_mount(mount: &Mount) -> Result<()> {
         return Err(Error::new("a string contains a NUL character"));
     }
     match (list(mount.uid_mappings()).is_empty(), list(mount.gid_mappings()).is_empty()) {
-        (true, false) | (false, true) => Err(Error::new("uidMappings and gidMappings must be given together")),
+        (true, false) | (false, true) => {
+            Err(Error::new("uidMappings and gidMappings must be given together"))
+        }
         _ => Ok(()),
     }
 }
@@ -116,7 +121,9 @@ pub fn check_process(process: &Process, at: &Pointer) -> Result<()> {
     }
     for (index, entry) in list(process.env()).iter().enumerate() {
         if entry.find('=').is_none_or(|position| position == 0) {
-            return Err(Error::new(format!("{entry:?} is not of the form NAME=VALUE")).at(at.key("env").index(index)));
+            return Err(
+                Error::new(format!("{entry:?} is not of the form NAME=VALUE")).at(at.key("env").index(index))
+            );
         }
     }
     let cwd = at.key("cwd");
@@ -141,7 +148,12 @@ pub fn check_process(process: &Process, at: &Pointer) -> Result<()> {
             return Err(Error::new(format!("{} is given twice", rlimit.typ())).at(at));
         }
         if rlimit.soft() > rlimit.hard() {
-            return Err(Error::new(format!("soft limit {} is above hard limit {}", rlimit.soft(), rlimit.hard())).at(at));
+            return Err(Error::new(format!(
+                "soft limit {} is above hard limit {}",
+                rlimit.soft(),
+                rlimit.hard()
+            ))
+            .at(at));
         }
         kinds.push(rlimit.typ());
     }
@@ -158,7 +170,9 @@ pub fn check_process(process: &Process, at: &Pointer) -> Result<()> {
 fn check_ambient(process: &Process, at: &Pointer) -> Result<()> {
     let Some(sets) = process.capabilities() else { return Ok(()) };
     let empty = Capabilities::new();
-    let set = |set: &'_ Option<Capabilities>| -> HashSet<_> { set.as_ref().unwrap_or(&empty).iter().copied().collect() };
+    let set = |set: &'_ Option<Capabilities>| -> HashSet<_> {
+        set.as_ref().unwrap_or(&empty).iter().copied().collect()
+    };
     let missing = &set(sets.ambient()) - &(&set(sets.permitted()) & &set(sets.inheritable()));
     if let Some(capability) = missing.iter().next() {
         let at = at.key("capabilities").key("ambient");
@@ -296,7 +310,10 @@ mod tests {
         let hooks = |hook: &str| {
             with_process("").replace("\"root\"", &format!("\"hooks\":{{\"poststop\":[{hook}]}},\"root\""))
         };
-        assert_eq!(first_error(&hooks(r#"{"path":"a"}"#)), "/hooks/poststop/0/path: \"a\" is not an absolute path");
+        assert_eq!(
+            first_error(&hooks(r#"{"path":"a"}"#)),
+            "/hooks/poststop/0/path: \"a\" is not an absolute path"
+        );
         assert_eq!(
             first_error(&hooks(r#"{"path":"/a","timeout":0}"#)),
             "/hooks/poststop/0/timeout: must be greater than zero"

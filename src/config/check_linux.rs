@@ -54,14 +54,17 @@ fn check_namespaces(linux: &Linux) -> Result<()> {
     if linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty()) {
         let at = Pointer::to("/linux/timeOffsets");
         let new = namespaces.iter().any(|namespace| {
-            namespace.typ() == LinuxNamespaceType::Time && namespace.path().as_ref().is_none_or(|path| path.as_os_str().is_empty())
+            namespace.typ() == LinuxNamespaceType::Time
+                && namespace.path().as_ref().is_none_or(|path| path.as_os_str().is_empty())
         });
         if !new {
             return Err(Error::new("needs a new time namespace in /linux/namespaces").at(at));
         }
         for (clock, offset) in linux.time_offsets().iter().flatten() {
             if clock != "monotonic" && clock != "boottime" {
-                return Err(Error::new("a time namespace has the clocks monotonic and boottime").at(at.key(clock)));
+                return Err(
+                    Error::new("a time namespace has the clocks monotonic and boottime").at(at.key(clock))
+                );
             }
             if offset.nanosecs().is_some_and(|nanoseconds| nanoseconds > 999_999_999) {
                 return Err(Error::new("must be below a second").at(at.key(clock).key("nanosecs")));
@@ -86,14 +89,17 @@ fn check_names(spec: &Spec, linux: &Linux) -> Result<()> {
 fn check_ids(linux: &Linux, mounts: &[Mount]) -> Result<()> {
     let user_namespace = has(linux, LinuxNamespaceType::User);
     let joined = list(linux.namespaces()).iter().any(|namespace| {
-        namespace.typ() == LinuxNamespaceType::User && namespace.path().as_ref().is_some_and(|path| !path.as_os_str().is_empty())
+        namespace.typ() == LinuxNamespaceType::User
+            && namespace.path().as_ref().is_some_and(|path| !path.as_os_str().is_empty())
     });
     let maps = [("/linux/uidMappings", linux.uid_mappings()), ("/linux/gidMappings", linux.gid_mappings())];
     for (pointer, map) in maps {
         let at = Pointer::to(pointer);
         match (user_namespace, list(map).is_empty()) {
             (false, false) => {
-                return Err(Error::new("mappings without a user namespace").at(at).hint("add {\"type\": \"user\"} to /linux/namespaces"));
+                return Err(Error::new("mappings without a user namespace")
+                    .at(at)
+                    .hint("add {\"type\": \"user\"} to /linux/namespaces"));
             }
             (true, true) if !joined => {
                 return Err(Error::new("missing: a new user namespace needs uid and gid mappings").at(at));
@@ -107,7 +113,8 @@ fn check_ids(linux: &Linux, mounts: &[Mount]) -> Result<()> {
         check_map(list(mount.gid_mappings()), &at.key("gidMappings"))?;
         let idmap = list(mount.options()).iter().any(|option| option == "idmap" || option == "ridmap");
         if idmap && list(mount.uid_mappings()).is_empty() && !user_namespace {
-            let error = Error::new("idmap needs uidMappings and gidMappings, or a user namespace to take them from");
+            let error =
+                Error::new("idmap needs uidMappings and gidMappings, or a user namespace to take them from");
             return Err(error.at(at));
         }
     }
@@ -121,10 +128,13 @@ fn check_map(map: &[LinuxIdMapping], at: &Pointer) -> Result<()> {
             return Err(Error::new("an empty range, or one beyond the largest id").at(at.index(index)));
         }
         let overlap = |a: u32, other: &LinuxIdMapping, b: u32| {
-            u64::from(a) < u64::from(b) + u64::from(other.size()) && u64::from(b) < u64::from(a) + u64::from(entry.size())
+            u64::from(a) < u64::from(b) + u64::from(other.size())
+                && u64::from(b) < u64::from(a) + u64::from(entry.size())
         };
         for other in &map[..index] {
-            if overlap(entry.container_id(), other, other.container_id()) || overlap(entry.host_id(), other, other.host_id()) {
+            if overlap(entry.container_id(), other, other.container_id())
+                || overlap(entry.host_id(), other, other.host_id())
+            {
                 return Err(Error::new("overlaps with an earlier range").at(at.index(index)));
             }
         }
@@ -142,7 +152,16 @@ fn check_sysctl(linux: &Linux) -> Result<()> {
             return Err(Error::new("contains a NUL character").at(at));
         }
         let path = path.to_str().unwrap_or_default();
-        let ipc = ["kernel/msgmax", "kernel/msgmnb", "kernel/msgmni", "kernel/sem", "kernel/shmall", "kernel/shmmax", "kernel/shmmni", "kernel/shm_rmid_forced"];
+        let ipc = [
+            "kernel/msgmax",
+            "kernel/msgmnb",
+            "kernel/msgmni",
+            "kernel/sem",
+            "kernel/shmall",
+            "kernel/shmmax",
+            "kernel/shmmni",
+            "kernel/shm_rmid_forced",
+        ];
         let needed = if path.starts_with("net/") {
             LinuxNamespaceType::Network
         } else if ipc.contains(&path) || path.starts_with("fs/mqueue/") {
@@ -152,13 +171,17 @@ fn check_sysctl(linux: &Linux) -> Result<()> {
         } else if path.starts_with("user/") {
             LinuxNamespaceType::User
         } else {
-            return Err(Error::new(format!("sysctl {key:?} is not in a separate kernel namespace: it would change the host's")).at(at));
+            return Err(Error::new(format!(
+                "sysctl {key:?} is not in a separate kernel namespace: it would change the host's"
+            ))
+            .at(at));
         };
         if path == "kernel/hostname" {
             return Err(Error::new("set by /hostname").at(at));
         }
         if !has(linux, needed) {
-            let error = format!("sysctl {key:?} would change the host's: the container has no {needed} namespace");
+            let error =
+                format!("sysctl {key:?} would change the host's: the container has no {needed} namespace");
             return Err(Error::new(error).at(at));
         }
     }
@@ -176,7 +199,10 @@ pub fn sysctl_path(key: &str) -> Result<PathBuf> {
     };
     let path: String = if dotted { key.chars().map(swap).collect() } else { key.into() };
     let parts = path.split('/');
-    if parts.clone().count() < 2 || parts.into_iter().any(|part| matches!(part, "" | "." | "..")) || key.contains('\0') {
+    if parts.clone().count() < 2
+        || parts.into_iter().any(|part| matches!(part, "" | "." | ".."))
+        || key.contains('\0')
+    {
         return Err(Error::new(format!("{key:?} is not the name of a sysctl")));
     }
     Ok(path.into())
@@ -197,9 +223,12 @@ fn check_devices(linux: &Linux) -> Result<()> {
         }
         // dev_t has 12 bits for the major and 20 for the minor number.
         if device.typ() != LinuxDeviceType::P {
-            for (key, number, end) in [("major", device.major(), 1 << 12), ("minor", device.minor(), 1 << 20)] {
+            for (key, number, end) in [("major", device.major(), 1 << 12), ("minor", device.minor(), 1 << 20)]
+            {
                 if !(0..end).contains(&number) {
-                    return Err(Error::new(format!("{number} is not within 0 to {}", end - 1)).at(at.key(key)));
+                    return Err(
+                        Error::new(format!("{number} is not within 0 to {}", end - 1)).at(at.key(key))
+                    );
                 }
             }
         }
@@ -209,7 +238,8 @@ fn check_devices(linux: &Linux) -> Result<()> {
 
 /// maskedPaths, readonlyPaths and rootfsPropagation.
 fn check_paths(linux: &Linux) -> Result<()> {
-    let lists = [("/linux/maskedPaths", linux.masked_paths()), ("/linux/readonlyPaths", linux.readonly_paths())];
+    let lists =
+        [("/linux/maskedPaths", linux.masked_paths()), ("/linux/readonlyPaths", linux.readonly_paths())];
     for (pointer, paths) in lists {
         for (index, path) in list(paths).iter().enumerate() {
             let at = Pointer::to(pointer).index(index);
@@ -223,8 +253,13 @@ fn check_paths(linux: &Linux) -> Result<()> {
         }
     }
     match linux.rootfs_propagation().as_deref() {
-        None | Some("" | "shared" | "rshared" | "slave" | "rslave" | "private" | "rprivate" | "unbindable" | "runbindable") => Ok(()),
-        Some(other) => Err(Error::new(format!("rootfsPropagation={other} is not supported")).at(Pointer::to("/linux/rootfsPropagation"))),
+        None
+        | Some(
+            "" | "shared" | "rshared" | "slave" | "rslave" | "private" | "rprivate" | "unbindable"
+            | "runbindable",
+        ) => Ok(()),
+        Some(other) => Err(Error::new(format!("rootfsPropagation={other} is not supported"))
+            .at(Pointer::to("/linux/rootfsPropagation"))),
     }
 }
 
@@ -274,7 +309,9 @@ fn check_resources(resources: &LinuxResources) -> Result<()> {
         if memory.swappiness().is_some_and(|value| value > 100) {
             return Err(Error::new("must be within 0 to 100").at(at.key("swappiness")));
         }
-        for (key, value) in [("limit", memory.limit()), ("reservation", memory.reservation()), ("swap", memory.swap())] {
+        for (key, value) in
+            [("limit", memory.limit()), ("reservation", memory.reservation()), ("swap", memory.swap())]
+        {
             if value.is_some_and(|value| value < -1) {
                 return Err(Error::new("must be -1 (unlimited) or a number of bytes").at(at.key(key)));
             }
@@ -293,7 +330,10 @@ fn check_resources(resources: &LinuxResources) -> Result<()> {
     for (index, limit) in list(resources.hugepage_limits()).iter().enumerate() {
         let size = limit.page_size();
         let digits = size.trim_end_matches(|char: char| !char.is_ascii_digit());
-        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) || !["KB", "MB", "GB"].contains(&&size[digits.len()..]) {
+        if digits.is_empty()
+            || !digits.bytes().all(|byte| byte.is_ascii_digit())
+            || !["KB", "MB", "GB"].contains(&&size[digits.len()..])
+        {
             let at = at.key("hugepageLimits").index(index).key("pageSize");
             return Err(Error::new(format!("{size:?} is not a size like 64KB, 2MB or 1GB")).at(at));
         }
@@ -327,12 +367,15 @@ fn check_devices_io(resources: &LinuxResources, at: &Pointer) -> Result<()> {
 
 fn check_seccomp(seccomp: &LinuxSeccomp) -> Result<()> {
     let at = Pointer::to("/linux/seccomp");
-    let takes_errno = |action| matches!(action, LinuxSeccompAction::ScmpActErrno | LinuxSeccompAction::ScmpActTrace);
+    let takes_errno =
+        |action| matches!(action, LinuxSeccompAction::ScmpActErrno | LinuxSeccompAction::ScmpActTrace);
     if seccomp.default_errno_ret().is_some() && !takes_errno(seccomp.default_action()) {
         let error = format!("{} takes no errno", seccomp.default_action());
         return Err(Error::new(error).at(at.key("defaultErrnoRet")));
     }
-    if seccomp.listener_metadata().as_ref().is_some_and(|text| !text.is_empty()) && seccomp.listener_path().is_none() {
+    if seccomp.listener_metadata().as_ref().is_some_and(|text| !text.is_empty())
+        && seccomp.listener_path().is_none()
+    {
         return Err(Error::new("without listenerPath").at(at.key("listenerMetadata")));
     }
     if seccomp.default_action() == LinuxSeccompAction::ScmpActNotify {
@@ -352,12 +395,15 @@ fn check_seccomp(seccomp: &LinuxSeccomp) -> Result<()> {
             }
             // The runtime's own calls between the loading of the filter and execve: nobody
             // listens yet.
-            if let Some(name) = syscall.names().iter().find(|name| ["read", "write"].contains(&name.as_str())) {
-                return Err(Error::new(format!("SCMP_ACT_NOTIFY cannot be used for the {name} syscall")).at(at.key("action")));
+            if let Some(name) = syscall.names().iter().find(|name| ["read", "write"].contains(&name.as_str()))
+            {
+                return Err(Error::new(format!("SCMP_ACT_NOTIFY cannot be used for the {name} syscall"))
+                    .at(at.key("action")));
             }
         }
         if let Some(position) = list(syscall.args()).iter().position(|argument| argument.index() > 5) {
-            return Err(Error::new("a system call has arguments 0 to 5").at(at.key("args").index(position).key("index")));
+            return Err(Error::new("a system call has arguments 0 to 5")
+                .at(at.key("args").index(position).key("index")));
         }
     }
     Ok(())
@@ -380,14 +426,26 @@ mod tests {
     #[test]
     fn namespaces_ids_and_paths() {
         let cases = [
-            (r#""namespaces":[{"type":"pid"},{"type":"pid"}]"#, "/linux/namespaces/1: a second namespace of type pid"),
-            (r#""namespaces":[{"type":"pid","path":"x"}]"#, "/linux/namespaces/0/path: \"x\" is not an absolute path"),
+            (
+                r#""namespaces":[{"type":"pid"},{"type":"pid"}]"#,
+                "/linux/namespaces/1: a second namespace of type pid",
+            ),
+            (
+                r#""namespaces":[{"type":"pid","path":"x"}]"#,
+                "/linux/namespaces/0/path: \"x\" is not an absolute path",
+            ),
             (
                 r#""namespaces":[{"type":"user"}]"#,
                 "/linux/uidMappings: missing: a new user namespace needs uid and gid mappings",
             ),
-            (r#""maskedPaths":["x"],"namespaces":[{"type":"mount"}]"#, "/linux/maskedPaths/0: \"x\" is not an absolute path"),
-            (r#""rootfsPropagation":"odd""#, "/linux/rootfsPropagation: rootfsPropagation=odd is not supported"),
+            (
+                r#""maskedPaths":["x"],"namespaces":[{"type":"mount"}]"#,
+                "/linux/maskedPaths/0: \"x\" is not an absolute path",
+            ),
+            (
+                r#""rootfsPropagation":"odd""#,
+                "/linux/rootfsPropagation: rootfsPropagation=odd is not supported",
+            ),
             (r#""cgroupsPath":"/a/../b""#, "/linux/cgroupsPath: \"/a/../b\" must not contain \"..\""),
         ];
         for (linux, expected) in cases {
@@ -397,8 +455,11 @@ mod tests {
 
     #[test]
     fn mappings_must_not_overlap_or_overflow() {
-        let map = |map: &str| format!(r#""namespaces":[{{"type":"user"}}],"uidMappings":[{map}],"gidMappings":[{map}]"#);
-        let entry = |container, host, size| format!(r#"{{"containerID":{container},"hostID":{host},"size":{size}}}"#);
+        let map = |map: &str| {
+            format!(r#""namespaces":[{{"type":"user"}}],"uidMappings":[{map}],"gidMappings":[{map}]"#)
+        };
+        let entry =
+            |container, host, size| format!(r#"{{"containerID":{container},"hostID":{host},"size":{size}}}"#);
         assert_eq!(first_error(&map(&entry(0, 1000, 10))), "");
         assert!(first_error(&map(&entry(0, 1000, 0))).contains("empty range"));
         assert!(first_error(&map(&entry(0, u32::MAX, 10))).contains("beyond the largest"));
@@ -410,12 +471,19 @@ mod tests {
     fn sysctls_stay_in_their_namespaces_and_below_proc_sys() {
         let path = |key| sysctl_path(key).map(|path| path.to_str().unwrap_or_default().to_owned()).ok();
         assert_eq!(path("net.ipv4.ip_forward").as_deref(), Some("net/ipv4/ip_forward"));
-        assert_eq!(path("net/ipv4/conf/eth0.100/forwarding").as_deref(), Some("net/ipv4/conf/eth0.100/forwarding"));
-        assert_eq!(path("net.ipv4.conf.eth0/100.forwarding").as_deref(), Some("net/ipv4/conf/eth0.100/forwarding"));
+        assert_eq!(
+            path("net/ipv4/conf/eth0.100/forwarding").as_deref(),
+            Some("net/ipv4/conf/eth0.100/forwarding")
+        );
+        assert_eq!(
+            path("net.ipv4.conf.eth0/100.forwarding").as_deref(),
+            Some("net/ipv4/conf/eth0.100/forwarding")
+        );
         for bad in ["", "net", "net..x", "/net/x", "net/../kernel/x", "../x", "net.ipv4."] {
             assert_eq!(path(bad), None, "{bad}");
         }
-        let sysctl = |key| first_error(&format!(r#""sysctl":{{"{key}":"1"}},"namespaces":[{{"type":"network"}}]"#));
+        let sysctl =
+            |key| first_error(&format!(r#""sysctl":{{"{key}":"1"}},"namespaces":[{{"type":"network"}}]"#));
         assert_eq!(sysctl("net.ipv4.ip_forward"), "");
         assert!(sysctl("kernel.shmmax").contains("no ipc namespace"));
         assert!(sysctl("vm.swappiness").contains("is not in a separate kernel namespace"));
@@ -443,13 +511,20 @@ mod tests {
 
     #[test]
     fn seccomp() {
-        let seccomp = |text: &str| first_error(&format!(r#""seccomp":{{"defaultAction":"SCMP_ACT_ALLOW"{text}}}"#));
+        let seccomp =
+            |text: &str| first_error(&format!(r#""seccomp":{{"defaultAction":"SCMP_ACT_ALLOW"{text}}}"#));
         assert_eq!(seccomp(""), "");
         assert!(seccomp(r#","defaultErrnoRet":1"#).contains("takes no errno"));
         assert!(seccomp(r#","listenerMetadata":"x""#).contains("without listenerPath"));
         assert!(seccomp(r#","syscalls":[{"names":[],"action":"SCMP_ACT_ERRNO"}]"#).contains("at least one"));
-        assert!(seccomp(r#","syscalls":[{"names":["a"],"action":"SCMP_ACT_NOTIFY"}]"#).contains("without listenerPath"));
+        assert!(
+            seccomp(r#","syscalls":[{"names":["a"],"action":"SCMP_ACT_NOTIFY"}]"#)
+                .contains("without listenerPath")
+        );
         let index = r#","syscalls":[{"names":["a"],"action":"SCMP_ACT_ERRNO","args":[{"index":6,"value":1,"op":"SCMP_CMP_EQ"}]}]"#;
-        assert_eq!(seccomp(index), "/linux/seccomp/syscalls/0/args/0/index: a system call has arguments 0 to 5");
+        assert_eq!(
+            seccomp(index),
+            "/linux/seccomp/syscalls/0/args/0/index: a system call has arguments 0 to 5"
+        );
     }
 }

@@ -49,7 +49,8 @@ impl Config {
 
     /// Reads the configuration of the bundle at `bundle` without checking it.
     pub fn read(bundle: &Path) -> Result<Self> {
-        let bundle = std::path::absolute(bundle).map_err(|error| Error::new(format!("bundle {bundle:?}: {error}")))?;
+        let bundle =
+            std::path::absolute(bundle).map_err(|error| Error::new(format!("bundle {bundle:?}: {error}")))?;
         let path = bundle.join(FILE);
         let text = read(&path)?;
         Ok(Config { spec: parse(&text).map_err(|error| error.in_file(&path))?, bundle, text })
@@ -84,7 +85,11 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     let file = file::open(AT_FDCWD, path, OFlag::O_RDONLY).map_err(|failed| {
         let missing = failed.errno == nix::errno::Errno::ENOENT;
         let error = Error::from(failed).prefix("cannot read the configuration");
-        if missing { error.hint("a bundle has config.json beside its root file system; `damda spec` writes one") } else { error }
+        if missing {
+            error.hint("a bundle has config.json beside its root file system; `damda spec` writes one")
+        } else {
+            error
+        }
     })?;
     let mut text = Vec::with_capacity(8192);
     File::from(file)
@@ -172,7 +177,10 @@ mod tests {
             message("{\n  \"ociVersion\": \"1.0.0\"\n  \"root\": {}\n}"),
             "not valid JSON: expected `,` or `}` in line 3, column 3"
         );
-        assert_eq!(message("{\"ociVersion\": "), "not valid JSON: EOF while parsing a value in line 1, column 15");
+        assert_eq!(
+            message("{\"ociVersion\": "),
+            "not valid JSON: EOF while parsing a value in line 1, column 15"
+        );
         assert_eq!(message(" \n"), "empty: unexpected EOF");
     }
 

@@ -107,7 +107,8 @@ mod tests {
 
     #[test]
     fn a_process_alone_is_normalised_too() {
-        let mut value = json!({"cwd": "/", "args": null, "execCPUAffinity": {"initial": "0 - 3, 7", "final": ""}});
+        let mut value =
+            json!({"cwd": "/", "args": null, "execCPUAffinity": {"initial": "0 - 3, 7", "final": ""}});
         assert!(normalise(&mut value).is_empty());
         assert_eq!(value, json!({"cwd": "/", "execCPUAffinity": {"initial": "0-3,7"}}));
     }

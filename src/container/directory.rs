@@ -40,7 +40,9 @@ impl Store {
         match made {
             Err(Errno::EEXIST) => Err(Error::new("container with given ID already exists")),
             other => {
-                other.call(|| format!("mkdir({path:?})")).doing(|| "cannot make the state directory".into())?;
+                other
+                    .call(|| format!("mkdir({path:?})"))
+                    .doing(|| "cannot make the state directory".into())?;
                 self.open(id)?.ok_or_else(|| Error::new("the state directory went away"))
             }
         }
@@ -125,7 +127,8 @@ impl Directory {
 
     /// Whether there is a file of this name.
     pub fn has(&self, name: &str) -> bool {
-        nix::unistd::faccessat(&self.fd, name, nix::unistd::AccessFlags::F_OK, nix::fcntl::AtFlags::empty()).is_ok()
+        nix::unistd::faccessat(&self.fd, name, nix::unistd::AccessFlags::F_OK, nix::fcntl::AtFlags::empty())
+            .is_ok()
     }
 
     /// Removes a file, which may be gone already.
@@ -151,8 +154,9 @@ impl Directory {
     /// Whether a process is creating the container right now.
     pub fn is_locked(&self) -> Result<bool> {
         // Through a descriptor of its own, so that the probe's lock ends with it.
-        let probe = openat(&self.fd, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-            .call(|| format!("open({:?})", self.path))?;
+        let probe =
+            openat(&self.fd, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+                .call(|| format!("open({:?})", self.path))?;
         Ok(lock(probe.as_fd(), Lock::Probe) == Err(Errno::EWOULDBLOCK))
     }
 
@@ -192,7 +196,8 @@ fn remove_entries(dir: BorrowedFd<'_>, path: &Path) -> Result<()> {
         match unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(Errno::EISDIR) => {
-                let below = openat(dir, name, flags, Mode::empty()).call(|| format!("open({path:?}/{name:?})"))?;
+                let below =
+                    openat(dir, name, flags, Mode::empty()).call(|| format!("open({path:?}/{name:?})"))?;
                 remove_entries(below.as_fd(), path)?;
                 unlinkat(dir, name, UnlinkatFlags::RemoveDir).call(|| format!("rmdir({path:?}/{name:?})"))?;
             }

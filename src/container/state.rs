@@ -152,7 +152,8 @@ pub fn spec_state(
     annotations: &BTreeMap<String, String>,
     pid: Option<Pid>,
 ) -> Value {
-    let mut state = serde_json::json!({"ociVersion": SPEC_VERSION, "id": id, "status": status, "bundle": bundle});
+    let mut state =
+        serde_json::json!({"ociVersion": SPEC_VERSION, "id": id, "status": status, "bundle": bundle});
     if let Some(pid) = pid {
         state["pid"] = pid.as_raw().into();
     }

@@ -16,7 +16,8 @@ pub fn write(pid: Pid, maps: &IdMaps) -> Result<()> {
         return write_map(pid, "gid_map", &maps.gids).at(&at[1]);
     }
     // An ordinary user may map himself alone; for more there are setuid programs.
-    let single = |map: &str, own: u32| map.lines().count() == 1 && map.trim_end().ends_with(&format!(" {own} 1"));
+    let single =
+        |map: &str, own: u32| map.lines().count() == 1 && map.trim_end().ends_with(&format!(" {own} 1"));
     if single(&maps.uids, geteuid().as_raw()) {
         write_map(pid, "uid_map", &maps.uids).at(&at[0])?;
     } else {

@@ -54,7 +54,10 @@ pub fn open_namespaces(namespaces: &Namespaces) -> Result<(Option<OwnedFd>, Opti
                 Ok(kind) if kind == join.kind => Ok(fd),
                 Ok(kind) => {
                     let actual = crate::plan::namespace_name(kind);
-                    Err(Error::new(format!("{:?} is a {actual} namespace, not a {name} namespace", join.path)))
+                    Err(Error::new(format!(
+                        "{:?} is a {actual} namespace, not a {name} namespace",
+                        join.path
+                    )))
                 }
                 Err(failed) if failed.errno == Errno::ENOTTY => {
                     Err(Error::new(format!("{:?} is not a namespace", join.path)))
@@ -78,7 +81,10 @@ pub fn spawn(to: Destination<'_>, child: impl FnOnce()) -> Result<Child> {
         return spawn_by_hop(to, child);
     }
     // A process is in a pid namespace for life; only its children can be in another.
-    let own = to.pid_namespace.is_some().then(|| file::open(AT_FDCWD, Path::new("/proc/self/ns/pid"), OFlag::O_RDONLY));
+    let own = to
+        .pid_namespace
+        .is_some()
+        .then(|| file::open(AT_FDCWD, Path::new("/proc/self/ns/pid"), OFlag::O_RDONLY));
     let own = own.transpose()?;
     if let Some((kinds, namespace)) = &to.pid_namespace {
         enter(namespace, *kinds & CloneFlags::CLONE_NEWPID)?;
@@ -163,7 +169,9 @@ fn hop(to: Destination<'_>, runtime: BorrowedFd<'_>, child: impl FnOnce()) -> ! 
             child();
             exit(70)
         }
-        Ok(Fork::Parent(pid, pidfd)) => socket::send(runtime, &pid.as_raw().to_ne_bytes(), Some(pidfd.as_fd())),
+        Ok(Fork::Parent(pid, pidfd)) => {
+            socket::send(runtime, &pid.as_raw().to_ne_bytes(), Some(pidfd.as_fd()))
+        }
         Err(error) => socket::send(runtime, error.to_string().as_bytes(), None),
     };
     exit(told.is_err().into())

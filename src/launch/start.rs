@@ -29,7 +29,13 @@ pub fn begin(link: &Link, mut listener: impl FnMut(i32) -> Result<()>) -> Result
 
 /// Sends descriptor `fd` of process `pid` to the seccomp agent, with the state of the container
 /// (config-linux.md, "The Container Process State").
-pub fn send_listener(container: &Container, pidfd: BorrowedFd<'_>, pid: Pid, fd: i32, state: Value) -> Result<()> {
+pub fn send_listener(
+    container: &Container,
+    pidfd: BorrowedFd<'_>,
+    pid: Pid,
+    fd: i32,
+    state: Value,
+) -> Result<()> {
     let agent = container.state.listener.as_ref().ok_or_else(|| Error::new("there is no seccomp agent"))?;
     let listener = pidfd_getfd(pidfd, fd)?;
     let mut message = json!({
@@ -42,8 +48,9 @@ pub fn send_listener(container: &Container, pidfd: BorrowedFd<'_>, pid: Pid, fd:
         message["metadata"] = metadata.as_str().into();
     }
     let send = || -> Result<()> {
-        let socket = nix::sys::socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
-            .call(|| "socket(AF_UNIX, SOCK_STREAM)".into())?;
+        let socket =
+            nix::sys::socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+                .call(|| "socket(AF_UNIX, SOCK_STREAM)".into())?;
         let address = UnixAddr::new(&agent.path).call(|| format!("sockaddr_un({:?})", agent.path))?;
         connect(socket.as_raw_fd(), &address).call(|| format!("connect({:?})", agent.path))?;
         Ok(socket::send(socket.as_fd(), message.to_string().as_bytes(), Some(listener.as_fd()))?)

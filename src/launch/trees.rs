@@ -32,7 +32,9 @@ fn open_one(tree: &Tree) -> Result<OwnedFd> {
     mount::set_attributes(mount.as_fd(), Depth::Tree, &slave)?;
     if let Some(idmap) = &tree.idmap {
         let namespace = match &idmap.mapping {
-            Mapping::Ids { uids, gids } => namespace_with(&IdMaps { uids: uids.clone(), gids: gids.clone() })?,
+            Mapping::Ids { uids, gids } => {
+                namespace_with(&IdMaps { uids: uids.clone(), gids: gids.clone() })?
+            }
             Mapping::Of(path) => file::open(AT_FDCWD, path, OFlag::O_RDONLY)?,
         };
         let attr = MountAttr {

@@ -72,7 +72,8 @@ pub fn run(global: &Global, options: &Options) -> Result<()> {
     let created = create(global, options, &config, Mode::Create)?;
     if let Some(path) = &options.pid_file {
         // The last thing: an engine that finds it takes the container as created.
-        write_pid_file(path, created.child.pid).inspect_err(|_| undo(&created.container, Some(&created.child)))?;
+        write_pid_file(path, created.child.pid)
+            .inspect_err(|_| undo(&created.container, Some(&created.child)))?;
     }
     created.container.directory.unlock()
 }
@@ -129,8 +130,12 @@ fn check_terminal(config: &Config, options: &Options, mode: Mode) -> Result<()> 
 /// As `check_terminal`, for `exec` too.
 pub fn check_console_socket(terminal: bool, detached: bool, socket: bool) -> Result<()> {
     match (terminal && detached, socket) {
-        (true, false) => Err(Error::new("cannot allocate tty if damda will detach without setting console socket")),
-        (false, true) => Err(Error::new("cannot use console socket if damda will not detach or allocate tty")),
+        (true, false) => {
+            Err(Error::new("cannot allocate tty if damda will detach without setting console socket"))
+        }
+        (false, true) => {
+            Err(Error::new("cannot use console socket if damda will not detach or allocate tty"))
+        }
         _ => Ok(()),
     }
 }
@@ -170,7 +175,9 @@ pub fn check_preserved(listen: u32, preserved: u32) -> Result<()> {
         let fd = 3 + listen + index;
         let path = format!("/proc/self/fd/{fd}");
         if !Path::new(&path).exists() && std::fs::symlink_metadata(&path).is_err() {
-            return Err(Error::new(format!("unable to stat preserved-fd {index} (of {preserved}): no such file or directory")));
+            return Err(Error::new(format!(
+                "unable to stat preserved-fd {index} (of {preserved}): no such file or directory"
+            )));
         }
     }
     Ok(())
@@ -193,7 +200,12 @@ fn describe(config: &Config, plan: &Plan, id: &str) -> State {
         rootfs: config.rootfs(),
         created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
         owner: geteuid().as_raw(),
-        annotations: spec.annotations().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect(),
+        annotations: spec
+            .annotations()
+            .iter()
+            .flatten()
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
         init: None,
         cgroup: plan.cgroup.as_ref().map(Cgroup::planned).unwrap_or_default(),
         namespaces: namespaces.bits(),
@@ -257,8 +269,15 @@ impl Attempt {
             if_busy: None,
         };
         let directory = container.directory.as_fd().as_raw_fd();
-        let luggage =
-            Luggage { link: inits, console, trees, namespaces: joined, kept: kept as i32, start, abandoned: directory };
+        let luggage = Luggage {
+            link: inits,
+            console,
+            trees,
+            namespaces: joined,
+            kept: kept as i32,
+            start,
+            abandoned: directory,
+        };
         let child = self.child.insert(spawn(destination, || init::run(&plan, luggage))?);
 
         container.state.init = Init::now(child.pid);
@@ -284,7 +303,9 @@ pub fn prepare_process(pid: Pid, plan: &Plan, cgroup: &Cgroup) -> Result<()> {
         let path = format!("/proc/{pid}/oom_score_adj");
         let at = Pointer::to("/process/oomScoreAdj");
         file::write(Path::new(&path), &value.to_string()).at(&at).map_err(|error| {
-            error.hint("the runtime has no CAP_SYS_RESOURCE, and may not make a process less likely to be killed")
+            error.hint(
+                "the runtime has no CAP_SYS_RESOURCE, and may not make a process less likely to be killed",
+            )
         })?;
     }
     Ok(())

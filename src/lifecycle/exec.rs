@@ -174,7 +174,8 @@ fn process(options: &Options, config: &Config) -> Result<(Process, Pointer)> {
     }
     let at = Pointer::to("/process");
     let configured = config.spec.process().clone();
-    let mut process = configured.ok_or_else(|| Error::new("missing: give one with --process").at(at.clone()))?;
+    let mut process =
+        configured.ok_or_else(|| Error::new("missing: give one with --process").at(at.clone()))?;
     process.set_args(Some(options.arguments.clone()));
     process.set_terminal(Some(options.tty));
     process.env_mut().get_or_insert_default().extend(options.env.iter().cloned());
@@ -225,7 +226,11 @@ fn parse_user(text: &str) -> Result<(u32, Option<u32>)> {
 fn with_capabilities(sets: Option<LinuxCapabilities>, names: &[String]) -> LinuxCapabilities {
     let mut sets = sets.unwrap_or_else(|| {
         let mut none = LinuxCapabilities::default();
-        none.set_bounding(None).set_effective(None).set_permitted(None).set_inheritable(None).set_ambient(None);
+        none.set_bounding(None)
+            .set_effective(None)
+            .set_permitted(None)
+            .set_inheritable(None)
+            .set_ambient(None);
         none
     });
     for name in names {
@@ -239,7 +244,8 @@ fn with_capabilities(sets: Option<LinuxCapabilities>, names: &[String]) -> Linux
             set.insert(capability);
             Some(set)
         };
-        let (bounding, effective, permitted) = (with(sets.bounding()), with(sets.effective()), with(sets.permitted()));
+        let (bounding, effective, permitted) =
+            (with(sets.bounding()), with(sets.effective()), with(sets.permitted()));
         sets.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
         // Ambient it can only be where it is inheritable, which this doesn't make it.
         if sets.inheritable().is_some() {
@@ -259,7 +265,10 @@ fn sub_cgroup(cgroup: &Cgroup, options: &[String]) -> Result<Cgroup> {
             None => (None, option.as_str()),
         };
         let path = path.trim_start_matches('/');
-        if Path::new(path).components().any(|part| !matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir)) {
+        if Path::new(path)
+            .components()
+            .any(|part| !matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir))
+        {
             return Err(Error::new(format!("--cgroup {option:?} leads out of the container's cgroup")));
         }
         below = below.below(controllers, Path::new(path));
@@ -279,7 +288,9 @@ mod tests {
     fn users_are_numbers() {
         assert_eq!(parse_user("0"), Ok((0, None)));
         assert_eq!(parse_user("1000:5"), Ok((1000, Some(5))));
-        for bad in ["", ":", "root", "0:", ":0", "-1", "4294967295", "4294967296", "1:2:3", "0x0", "+0", " 0", "1 "] {
+        for bad in
+            ["", ":", "root", "0:", ":0", "-1", "4294967295", "4294967296", "1:2:3", "0x0", "+0", " 0", "1 "]
+        {
             assert!(parse_user(bad).is_err(), "{bad:?}");
         }
     }

@@ -16,7 +16,9 @@ pub fn run(global: &Global, id: &str, signal: &str, all: bool) -> Result<()> {
         Status::Stopped if all => return container.state.cgroup.signal_all(number),
         Status::Stopped => return Err(not_running()),
         // It is neither created nor running (runtime.md, "Kill").
-        Status::Creating => return Err(not_running().hint("it is still being created; `delete --force` ends that")),
+        Status::Creating => {
+            return Err(not_running().hint("it is still being created; `delete --force` ends that"));
+        }
         Status::Created | Status::Running | Status::Paused => {}
     }
     let fatal = number == Signal::SIGKILL as i32;
@@ -50,7 +52,10 @@ fn signal_number(text: &str) -> Result<i32> {
         "POLL" => Some(libc::SIGIO),
         _ => Signal::from_str(&format!("SIG{name}")).ok().map(|signal| signal as i32),
     };
-    number.or_else(|| real_time("RTMIN", libc::SIGRTMIN())).or_else(|| real_time("RTMAX", libc::SIGRTMAX())).ok_or_else(unknown)
+    number
+        .or_else(|| real_time("RTMIN", libc::SIGRTMIN()))
+        .or_else(|| real_time("RTMAX", libc::SIGRTMAX()))
+        .ok_or_else(unknown)
 }
 
 #[cfg(test)]
@@ -59,7 +64,9 @@ mod tests {
 
     #[test]
     fn signals_have_names_and_numbers() {
-        for (text, number) in [("9", 9), ("KILL", 9), ("sigkill", 9), ("SIGTERM", 15), ("0", 0), ("CLD", libc::SIGCHLD)] {
+        for (text, number) in
+            [("9", 9), ("KILL", 9), ("sigkill", 9), ("SIGTERM", 15), ("0", 0), ("CLD", libc::SIGCHLD)]
+        {
             assert_eq!(signal_number(text), Ok(number), "{text}");
         }
         assert_eq!(signal_number("SIGRTMIN+3"), Ok(libc::SIGRTMIN() + 3));

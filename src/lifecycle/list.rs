@@ -38,9 +38,9 @@ pub fn run(global: &Global, format: Format, quiet: bool) -> Result<String> {
         reports.push(report);
     }
     match format {
-        Format::Json => {
-            serde_json::to_string(&reports).map(|text| text + "\n").map_err(|error| Error::new(error.to_string()))
-        }
+        Format::Json => serde_json::to_string(&reports)
+            .map(|text| text + "\n")
+            .map_err(|error| Error::new(error.to_string())),
         Format::Table => Ok(table(&reports)),
     }
 }
@@ -58,7 +58,8 @@ fn table(reports: &[Report<'_>]) -> String {
         ]
     };
     let rows: Vec<_> = std::iter::once(header).chain(reports.iter().map(row)).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0).max(9) + 3;
+    let width =
+        |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0).max(9) + 3;
     let mut text = String::new();
     for row in &rows {
         let (last, others) = row.split_last().expect("six columns");

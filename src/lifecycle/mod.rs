@@ -37,7 +37,8 @@ fn write_pid_file(path: &Path, pid: Pid) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = path.with_file_name(format!(".{name}"));
     let write = || -> crate::sys::Result<()> {
-        let mut file = std::fs::File::create(&temporary).call(|| format!("open({temporary:?}, O_WRONLY|O_CREAT)"))?;
+        let mut file =
+            std::fs::File::create(&temporary).call(|| format!("open({temporary:?}, O_WRONLY|O_CREAT)"))?;
         file.write_all(pid.to_string().as_bytes()).call(|| format!("write({temporary:?})"))?;
         std::fs::rename(&temporary, path).call(|| format!("rename({temporary:?}, {path:?})"))
     };
@@ -47,8 +48,9 @@ fn write_pid_file(path: &Path, pid: Pid) -> Result<()> {
 /// Connects to a socket that an engine listens at.
 fn connect_to(path: &Path, what: &str) -> Result<OwnedFd> {
     let connect = || -> crate::sys::Result<OwnedFd> {
-        let socket = nix::sys::socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
-            .call(|| "socket(AF_UNIX, SOCK_STREAM)".into())?;
+        let socket =
+            nix::sys::socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+                .call(|| "socket(AF_UNIX, SOCK_STREAM)".into())?;
         let address = UnixAddr::new(path).call(|| format!("sockaddr_un({path:?})"))?;
         connect(socket.as_raw_fd(), &address).call(|| format!("connect({path:?})"))?;
         Ok(socket)

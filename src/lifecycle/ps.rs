@@ -13,9 +13,9 @@ pub fn run(global: &Global, id: &str, format: Format, arguments: &[String]) -> R
     let processes = if running { container.state.cgroup.processes()? } else { Vec::new() };
     let pids: Vec<_> = processes.into_iter().map(|pid| pid.as_raw()).collect();
     match format {
-        Format::Json => {
-            serde_json::to_string(&pids).map(|text| text + "\n").map_err(|error| Error::new(error.to_string()))
-        }
+        Format::Json => serde_json::to_string(&pids)
+            .map(|text| text + "\n")
+            .map_err(|error| Error::new(error.to_string())),
         Format::Table => table(&pids, arguments),
     }
 }

@@ -15,14 +15,17 @@ pub fn run(bundle: &Path, rootless: bool) -> Result<()> {
     let ids = rootless.then(|| (geteuid().as_raw(), getegid().as_raw()));
     let unified = Layout::probe().is_ok_and(|layout| layout.is_unified());
     let path = bundle.join(FILE);
-    let mut file = File::create_new(&path).call(|| format!("open({path:?}, O_CREAT|O_EXCL)")).map_err(|failed| {
-        match failed.errno {
-            Errno::EEXIST => Error::new(format!("File {FILE} exists. Remove it first")),
-            _ => Error::from(failed).prefix("cannot write the example"),
-        }
-    })?;
+    let mut file =
+        File::create_new(&path).call(|| format!("open({path:?}, O_CREAT|O_EXCL)")).map_err(|failed| {
+            match failed.errno {
+                Errno::EEXIST => Error::new(format!("File {FILE} exists. Remove it first")),
+                _ => Error::from(failed).prefix("cannot write the example"),
+            }
+        })?;
     let text = example(unified, ids);
-    file.write_all(text.as_bytes()).call(|| format!("write({path:?})")).doing(|| "cannot write the example".into())
+    file.write_all(text.as_bytes())
+        .call(|| format!("write({path:?})"))
+        .doing(|| "cannot write the example".into())
 }
 
 /// The text, in the specification's order and with runc's host name: scripts that edit what

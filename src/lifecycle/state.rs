@@ -53,5 +53,7 @@ impl<'a> Report<'a> {
 pub fn run(global: &Global, id: &str) -> Result<String> {
     let container = Container::load(&global.store, id)?;
     let report = Report::of(&container)?;
-    serde_json::to_string_pretty(&report).map(|text| text + "\n").map_err(|error| Error::new(error.to_string()))
+    serde_json::to_string_pretty(&report)
+        .map(|text| text + "\n")
+        .map_err(|error| Error::new(error.to_string()))
 }

@@ -6,6 +6,7 @@ use crate::config::{Config, list};
 use crate::container::spec_state;
 use crate::error::{Error, Pointer, Result};
 use crate::host::Host;
+use crate::steps::WaitForRuntime;
 use crate::steps::capabilities::{BoundingSet, Capabilities};
 use crate::steps::cgroup_mount::{self, CgroupMount};
 use crate::steps::console::Console;
@@ -28,7 +29,6 @@ use crate::steps::scheduling::{IoPriority, MemoryPolicy, Personality, Scheduler}
 use crate::steps::seccomp::LoadSeccomp;
 use crate::steps::sysctl::Sysctls;
 use crate::steps::user::{NoNewPrivileges, User};
-use crate::steps::WaitForRuntime;
 use nix::sched::CloneFlags;
 use oci_spec::runtime::{Linux, Process, Spec};
 
@@ -190,9 +190,11 @@ fn check_mount_namespace(spec: &Spec, namespaces: &Namespaces) -> Result<()> {
     let fields = [("/mounts", !list(spec.mounts()).is_empty()), ("/root/readonly", readonly)];
     match fields.into_iter().find(|(_, set)| *set) {
         None => Ok(()),
-        Some((field, _)) => Err(Error::new("it would change the host's mounts: the container has no mount namespace")
-            .at(Pointer::to(field))
-            .hint("add {\"type\": \"mount\"} to /linux/namespaces")),
+        Some((field, _)) => {
+            Err(Error::new("it would change the host's mounts: the container has no mount namespace")
+                .at(Pointer::to(field))
+                .hint("add {\"type\": \"mount\"} to /linux/namespaces"))
+        }
     }
 }
 
@@ -268,7 +270,10 @@ pub(super) fn add_process(
     steps.add_some(&at.key("ioPriority"), IoPriority::plan(process, at)?);
     steps.add(at, OwnStandardStreams { uid, own_null: credentials.own_null });
     steps.add(&at.key("cwd"), first_try);
-    if !list(process.env()).iter().any(|entry| entry.strip_prefix("HOME=").is_some_and(|home| !home.is_empty())) {
+    if !list(process.env())
+        .iter()
+        .any(|entry| entry.strip_prefix("HOME=").is_some_and(|home| !home.is_empty()))
+    {
         steps.add(&at.key("env"), FindHome { uid });
     }
     if !limits.is_empty() {
@@ -322,7 +327,8 @@ fn add_hooks(steps: &mut Steps, config: &Config, id: &str, kind: Kind, status: &
     if hooks.is_empty() {
         return;
     }
-    let annotations = config.spec.annotations().iter().flatten().map(|(key, value)| (key.clone(), value.clone()));
+    let annotations =
+        config.spec.annotations().iter().flatten().map(|(key, value)| (key.clone(), value.clone()));
     let state = spec_state(id, status, &config.bundle, &annotations.collect(), None);
     let directory = (kind == Kind::CreateContainer).then(|| config.rootfs());
     steps.add(&Pointer::to("/hooks").key(kind.name()), RunHooks { kind, hooks, state, directory });

@@ -65,7 +65,8 @@ pub fn exec(request: &ExecRequest<'_>, host: &Host) -> Result<Plan> {
 /// `process.execCPUAffinity`, of the process or else of the container's configuration.
 fn affinity(request: &ExecRequest<'_>) -> Result<[Option<Vec<u64>>; 2]> {
     let own = request.process.exec_cpu_affinity().as_ref();
-    let containers = || request.config.spec.process().as_ref().and_then(|process| process.exec_cpu_affinity().as_ref());
+    let containers =
+        || request.config.spec.process().as_ref().and_then(|process| process.exec_cpu_affinity().as_ref());
     let Some(affinity) = own.or_else(containers) else { return Ok([None, None]) };
     let at = request.at.key("execCPUAffinity");
     let mask = |key: &str, list: &Option<String>| match list.as_deref().filter(|list| !list.is_empty()) {

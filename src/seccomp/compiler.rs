@@ -66,7 +66,8 @@ fn branch(test: Test, constant: u32, yes: Vec<Instruction>, no: Vec<Instruction>
 
 /// The whole filter.
 pub fn program(decisions: &[(Architecture, Vec<Range>)]) -> Vec<Instruction> {
-    let ranges_of = |wanted| decisions.iter().find(|(one, _)| *one == wanted).map(|(_, ranges)| ranges.as_slice());
+    let ranges_of =
+        |wanted| decisions.iter().find(|(one, _)| *one == wanted).map(|(_, ranges)| ranges.as_slice());
     let mut code = vec![give(KILL)];
     for (architecture, ranges) in decisions.iter().rev() {
         let own = match architecture {
@@ -129,9 +130,14 @@ fn rule_code(rule: &Rule, next: Vec<Instruction>, architecture: Architecture) ->
 }
 
 /// Goes on with `then` where the condition holds, and past its end where it doesn't.
-fn condition_code(condition: &Condition, then: Vec<Instruction>, architecture: Architecture) -> Vec<Instruction> {
+fn condition_code(
+    condition: &Condition,
+    then: Vec<Instruction>,
+    architecture: Architecture,
+) -> Vec<Instruction> {
     let offset = ARGUMENTS + 8 * condition.index as u32;
-    let (low_at, high_at) = if cfg!(target_endian = "little") { (offset, offset + 4) } else { (offset + 4, offset) };
+    let (low_at, high_at) =
+        if cfg!(target_endian = "little") { (offset, offset + 4) } else { (offset + 4, offset) };
     // With a mask, `value` is the mask and `valueTwo` what is compared.
     let (mask, value) = match condition.operator {
         Operator::ScmpCmpMaskedEq => (Some(condition.value), condition.masked),
@@ -160,7 +166,9 @@ fn condition_code(condition: &Condition, then: Vec<Instruction>, architecture: A
     let (high, to_end) = ((value >> 32) as u32, code.len());
     let mut whole = word(high_at, mask.map(|mask| mask >> 32));
     match test {
-        Test::Equal => whole.extend(go_on_if(Test::Equal, false, high, if negated { to_then } else { to_end })),
+        Test::Equal => {
+            whole.extend(go_on_if(Test::Equal, false, high, if negated { to_then } else { to_end }))
+        }
         Test::AtLeast | Test::Above => {
             let (if_larger, if_smaller) = if negated { (to_end, to_then) } else { (to_then, to_end) };
             let smaller = go_on_if(Test::Equal, false, high, if_smaller);

@@ -98,7 +98,8 @@ fn compile_for(seccomp: &LinuxSeccomp, native: Architecture) -> Result<Option<Fi
     let decisions: Vec<_> = architectures.map(|one| (one, profile::decide(seccomp, one))).collect();
     let program = compiler::program(&decisions);
     if program.len() > MOST_INSTRUCTIONS {
-        let error = format!("the profile takes {} instructions, the kernel {MOST_INSTRUCTIONS}", program.len());
+        let error =
+            format!("the profile takes {} instructions, the kernel {MOST_INSTRUCTIONS}", program.len());
         return Err(Error::new(error).at(at));
     }
     Ok(Some(Filter { program, flags: flags(seccomp) }))

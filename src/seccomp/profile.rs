@@ -3,7 +3,9 @@
 use super::Architecture;
 use super::syscalls::{NONE, SYSCALLS};
 use crate::config::list;
-use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall};
+use oci_spec::runtime::{
+    LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall,
+};
 use std::collections::BTreeMap;
 
 /// What happens to a call.
@@ -39,7 +41,12 @@ pub struct Condition {
 
 impl From<&LinuxSeccompArg> for Condition {
     fn from(arg: &LinuxSeccompArg) -> Self {
-        Condition { index: arg.index(), operator: arg.op(), value: arg.value(), masked: arg.value_two().unwrap_or(0) }
+        Condition {
+            index: arg.index(),
+            operator: arg.op(),
+            value: arg.value(),
+            masked: arg.value_two().unwrap_or(0),
+        }
     }
 }
 
@@ -116,7 +123,9 @@ pub fn decide(seccomp: &LinuxSeccomp, architecture: Architecture) -> Vec<Range> 
             if let Some(number) = number(name, architecture) {
                 add(&mut calls, number, syscall, action, default);
             }
-            if let Some((number, kind)) = multiplexed(name, architecture).filter(|_| list(syscall.args()).is_empty()) {
+            if let Some((number, kind)) =
+                multiplexed(name, architecture).filter(|_| list(syscall.args()).is_empty())
+            {
                 let operator = LinuxSeccompOperator::ScmpCmpEq;
                 let condition = Condition { index: 0, operator, value: kind, masked: 0 };
                 let decision = calls.entry(number).or_insert_with(|| Decision::always(default));
@@ -151,7 +160,10 @@ fn add(calls: &mut BTreeMap<u32, Decision>, number: u32, syscall: &LinuxSyscall,
         *decision = Decision::always(action);
         return;
     }
-    let doubled = args.iter().enumerate().any(|(index, arg)| args[..index].iter().any(|other| other.index() == arg.index()));
+    let doubled = args
+        .iter()
+        .enumerate()
+        .any(|(index, arg)| args[..index].iter().any(|other| other.index() == arg.index()));
     if doubled {
         // Two conditions on one argument are alternatives: libseccomp can't say "and" there, and
         // runc has always made two rules of it.

@@ -101,7 +101,9 @@ fn arm_has_calls_far_away() {
 #[test]
 fn calls_newer_than_the_profile_do_not_exist() {
     let text = |default| {
-        format!(r#"{{"defaultAction":"{default}","syscalls":[{{"names":["read","openat2"],"action":"SCMP_ACT_TRAP"}}]}}"#)
+        format!(
+            r#"{{"defaultAction":"{default}","syscalls":[{{"names":["read","openat2"],"action":"SCMP_ACT_TRAP"}}]}}"#
+        )
     };
     let strict = filter(&text("SCMP_ACT_ERRNO"), Architecture::X86_64);
     assert_eq!(ask(&strict, Architecture::X86_64, "mount", NO_ARGUMENTS), errno(1), "older than openat2");
@@ -188,14 +190,17 @@ fn i386_has_a_second_way_to_sockets() {
 #[test]
 fn flags_and_listeners() {
     let flags = |text: &str| {
-        filter(&format!(r#"{{"defaultAction":"SCMP_ACT_ERRNO"{text}}}"#), Architecture::X86_64).flags as libc::c_ulong
+        filter(&format!(r#"{{"defaultAction":"SCMP_ACT_ERRNO"{text}}}"#), Architecture::X86_64).flags
+            as libc::c_ulong
     };
     assert_eq!(flags(""), libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW as libc::c_ulong);
     assert_eq!(flags(r#","flags":[]"#), 0);
     let log = r#","flags":["SECCOMP_FILTER_FLAG_LOG","SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]"#;
     assert_eq!(flags(log), libc::SECCOMP_FILTER_FLAG_LOG as libc::c_ulong);
     let notify = r#","listenerPath":"/x","syscalls":[{"names":["mkdir"],"action":"SCMP_ACT_NOTIFY"}]"#;
-    let expected = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_LOG | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
+    let expected = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER
+        | libc::SECCOMP_FILTER_FLAG_LOG
+        | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
     assert_eq!(flags(&format!("{log}{notify}")), expected as libc::c_ulong);
 }
 
@@ -209,7 +214,8 @@ fn a_filter_that_allows_everything_is_none() {
 #[test]
 fn another_compiler_agrees() {
     use seccompiler::{
-        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+        SeccompRule,
     };
     let rules: [(&str, u8, SeccompCmpOp, &str, u64, u64); 5] = [
         ("read", 0, SeccompCmpOp::Eq, "SCMP_CMP_EQ", 7, 0),
@@ -225,16 +231,23 @@ fn another_compiler_agrees() {
     let mut ours = format!(r#"{{"names":{},"action":"SCMP_ACT_ALLOW"}}"#, serde_json::json!(plain));
     for (name, index, operator, operator_name, value, second) in rules {
         let compared = if operator_name == "SCMP_CMP_MASKED_EQ" { second } else { value };
-        let condition = SeccompCondition::new(index, SeccompCmpArgLen::Qword, operator, compared).expect("valid");
+        let condition =
+            SeccompCondition::new(index, SeccompCmpArgLen::Qword, operator, compared).expect("valid");
         theirs.insert(id(name), vec![SeccompRule::new(vec![condition]).expect("valid")]);
         ours += &format!(
             r#",{{"names":["{name}"],"action":"SCMP_ACT_ALLOW","args":[{{"index":{index},"value":{value},"valueTwo":{second},"op":"{operator_name}"}}]}}"#
         );
     }
-    let theirs = SeccompFilter::new(theirs, SeccompAction::Errno(1), SeccompAction::Allow, std::env::consts::ARCH.try_into().expect("known"));
+    let theirs = SeccompFilter::new(
+        theirs,
+        SeccompAction::Errno(1),
+        SeccompAction::Allow,
+        std::env::consts::ARCH.try_into().expect("known"),
+    );
     let theirs: BpfProgram = theirs.expect("valid").try_into().expect("it compiles");
     // Their instructions are ours by another name.
-    let theirs: Vec<_> = theirs.iter().map(|one| Instruction { code: one.code, jt: one.jt, jf: one.jf, k: one.k }).collect();
+    let theirs: Vec<_> =
+        theirs.iter().map(|one| Instruction { code: one.code, jt: one.jt, jf: one.jf, k: one.k }).collect();
     let profile = format!(r#"{{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{ours}]}}"#);
     let ours = filter(&profile, Architecture::native());
     let interesting = [0, 7, 40, 99, 100, 0x7e02_0000, 0x1_0000_0000, 0x1_0000_0001, u64::MAX];

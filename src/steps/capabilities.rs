@@ -128,7 +128,8 @@ mod tests {
 
     fn plan(capabilities: &str, available: u64) -> Capabilities {
         let process: Process = parse(
-            format!(r#"{{"cwd":"/","user":{{"uid":0,"gid":0}},"capabilities":{{{capabilities}}}}}"#).as_bytes(),
+            format!(r#"{{"cwd":"/","user":{{"uid":0,"gid":0}},"capabilities":{{{capabilities}}}}}"#)
+                .as_bytes(),
         )
         .expect("it parses");
         Capabilities::plan(&process, available, &Pointer::to("/process"))
@@ -148,7 +149,9 @@ mod tests {
     #[test]
     fn what_cannot_be_granted_is_left_out() {
         let both = r#"["CAP_KILL","CAP_SYS_ADMIN"]"#;
-        let all = format!(r#""bounding":{both},"permitted":{both},"effective":{both},"inheritable":{both},"ambient":{both}"#);
+        let all = format!(
+            r#""bounding":{both},"permitted":{both},"effective":{both},"inheritable":{both},"ambient":{both}"#
+        );
         let capabilities = plan(&all, !SYS_ADMIN);
         assert_eq!(capabilities.bounding, KILL);
         assert_eq!(capabilities.sets, CapabilitySets { effective: KILL, permitted: KILL, inheritable: KILL });

@@ -7,8 +7,8 @@ use crate::cgroup::{Place, ROOT};
 use crate::config::list;
 use crate::error::{Context, Result};
 use crate::root::{Kind, Links, normal};
-use crate::sys::mount::{self, Depth, MountAttr};
 use crate::sys::Call;
+use crate::sys::mount::{self, Depth, MountAttr};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, mkdirat};
@@ -56,7 +56,12 @@ impl fmt::Display for CgroupMount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let version = if self.unified { "cgroup2" } else { "cgroup hierarchies" };
         let from = if self.own_namespace { "from the container's namespace" } else { "of the container" };
-        write!(f, "mount {version} {from} on {}, set {:#x}", self.destination.display(), self.attributes().attr_set)
+        write!(
+            f,
+            "mount {version} {from} on {}, set {:#x}",
+            self.destination.display(),
+            self.attributes().attr_set
+        )
     }
 }
 
@@ -119,7 +124,8 @@ impl CgroupMount {
             mount::mount(Some(&source), &place, None, libc::MS_BIND, None)?;
         }
         // Programs look for each controller by its own name.
-        for controller in hierarchy.controllers.split(',').filter(|controller| OsStr::new(controller) != name) {
+        for controller in hierarchy.controllers.split(',').filter(|controller| OsStr::new(controller) != name)
+        {
             if !controller.contains('=') {
                 symlinkat(name, tmpfs, controller).call(|| format!("symlinkat({name:?}, {controller:?})"))?;
             }

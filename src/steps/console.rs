@@ -49,8 +49,12 @@ impl Step for Console {
 impl Console {
     fn set_up(&self, init: &mut Init) -> Result<()> {
         let socket = init.console.take().ok_or_else(|| Error::new("there is no socket to send it to"))?;
-        let master = init.root()?.resolve(Path::new("/dev/pts/ptmx"), OFlag::O_RDWR | OFlag::O_NOCTTY, Links::Refuse)
-            .map_err(|failed| Error::from(failed).hint("mount a devpts at /dev/pts, with the option newinstance"))?;
+        let master = init
+            .root()?
+            .resolve(Path::new("/dev/pts/ptmx"), OFlag::O_RDWR | OFlag::O_NOCTTY, Links::Refuse)
+            .map_err(|failed| {
+                Error::from(failed).hint("mount a devpts at /dev/pts, with the option newinstance")
+            })?;
         // A file of the image in its place could be anything (CVE-2025-52565).
         let stat = fstat(&master).call(|| "fstat(ptmx)".into())?;
         if file_type(stat.st_mode) != SFlag::S_IFCHR || stat.st_rdev != makedev(5, 2) {
@@ -79,7 +83,9 @@ fn bind_console(init: &Init, peer: BorrowedFd<'_>) -> Result<()> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let open = |flags| openat(&dev, name, flags, Mode::from_bits_truncate(0o600));
     let target = match open(flags) {
-        Err(Errno::ENOENT) => open(OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC),
+        Err(Errno::ENOENT) => {
+            open(OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+        }
         other => other,
     };
     let target = target.call(|| "openat(\"/dev/console\", O_NOFOLLOW)".into())?;

@@ -23,7 +23,8 @@ pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
 
 fn copy_entries(from: BorrowedFd<'_>, to: BorrowedFd<'_>, device: u64) -> Result<()> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut list = Dir::openat(from, ".", flags, Mode::empty()).call(|| "openat(\".\", O_DIRECTORY)".into())?;
+    let mut list =
+        Dir::openat(from, ".", flags, Mode::empty()).call(|| "openat(\".\", O_DIRECTORY)".into())?;
     for entry in list.iter() {
         let entry = entry.call(|| "getdents".into())?;
         let name = entry.file_name();
@@ -51,7 +52,8 @@ fn copy_entry(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, device: u64
             copy_entries(source.as_fd(), made.as_fd(), device)
         }
         SFlag::S_IFREG => {
-            let source = openat(from, name, OFlag::O_RDONLY | nofollow, Mode::empty()).call(|| format!("openat({name:?})"))?;
+            let source = openat(from, name, OFlag::O_RDONLY | nofollow, Mode::empty())
+                .call(|| format!("openat({name:?})"))?;
             let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | nofollow;
             let made = openat(to, name, flags, mode).call(|| format!("openat({name:?}, O_CREAT)"))?;
             while sendfile(&made, &source, None, 1 << 30).call(|| format!("sendfile({name:?})"))? > 0 {}
@@ -77,7 +79,8 @@ fn own(fd: BorrowedFd<'_>, stat: &FileStat, name: &CStr) -> Result<()> {
 
 fn own_entry(dir: BorrowedFd<'_>, stat: &FileStat, name: &CStr) -> Result<()> {
     let (owner, group) = (Some(stat.st_uid.into()), Some(stat.st_gid.into()));
-    Ok(fchownat(dir, name, owner, group, AtFlags::AT_SYMLINK_NOFOLLOW).call(|| format!("fchownat({name:?})"))?)
+    Ok(fchownat(dir, name, owner, group, AtFlags::AT_SYMLINK_NOFOLLOW)
+        .call(|| format!("fchownat({name:?})"))?)
 }
 
 #[cfg(test)]
@@ -88,7 +91,8 @@ mod tests {
 
     #[test]
     fn everything_is_copied_and_links_stay_links() {
-        let (from, to) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+        let (from, to) =
+            (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
         fs::create_dir(from.path().join("d")).expect("mkdir");
         fs::write(from.path().join("d/f"), "text").expect("write");
         fs::set_permissions(from.path().join("d/f"), fs::Permissions::from_mode(0o640)).expect("chmod");
@@ -97,6 +101,9 @@ mod tests {
         copy(open(from.path()).as_fd(), open(to.path()).as_fd()).expect("copied");
         assert_eq!(fs::read_to_string(to.path().join("d/f")).expect("read"), "text");
         assert_eq!(fs::metadata(to.path().join("d/f")).expect("stat").permissions().mode() & 0o777, 0o640);
-        assert_eq!(fs::read_link(to.path().join("l")).expect("readlink"), std::path::Path::new("/etc/passwd"));
+        assert_eq!(
+            fs::read_link(to.path().join("l")).expect("readlink"),
+            std::path::Path::new("/etc/passwd")
+        );
     }
 }

@@ -5,8 +5,8 @@ use super::{Init, Step};
 use crate::config::list;
 use crate::error::{Context, Error, Pointer, Result};
 use crate::root::{Links, normal};
-use crate::sys::mount::{self, Depth};
 use crate::sys::Call;
+use crate::sys::mount::{self, Depth};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, fstat, fstatat, makedev, mknodat};
@@ -66,14 +66,15 @@ impl Devices {
         let configured = linux.map_or(&[][..], |linux| list(linux.devices()));
         let at = Pointer::to("/linux/devices");
         let replaced = |path: &str| configured.iter().any(|device| normal(device.path()) == Path::new(path));
-        let defaults = DEFAULTS.into_iter().filter(|(path, ..)| !replaced(path)).map(|(path, major, minor)| Node {
-            at: at.clone(),
-            path: path.into(),
-            kind: SFlag::S_IFCHR,
-            number: makedev(major, minor),
-            mode: Mode::from_bits_truncate(0o666),
-            owner: (0, 0),
-        });
+        let defaults =
+            DEFAULTS.into_iter().filter(|(path, ..)| !replaced(path)).map(|(path, major, minor)| Node {
+                at: at.clone(),
+                path: path.into(),
+                kind: SFlag::S_IFCHR,
+                number: makedev(major, minor),
+                mode: Mode::from_bits_truncate(0o666),
+                owner: (0, 0),
+            });
         let configured = configured
             .iter()
             .enumerate()
@@ -90,7 +91,8 @@ fn node(device: &LinuxDevice, at: Pointer) -> Node {
         LinuxDeviceType::P => SFlag::S_IFIFO,
         _ => SFlag::S_IFCHR,
     };
-    let number = if kind == SFlag::S_IFIFO { 0 } else { makedev(device.major() as u64, device.minor() as u64) };
+    let number =
+        if kind == SFlag::S_IFIFO { 0 } else { makedev(device.major() as u64, device.minor() as u64) };
     Node {
         at,
         path: normal(device.path()),
@@ -136,7 +138,9 @@ impl Node {
             Err(Errno::EEXIST) => return self.check_existing(dir, name),
             // A container within one that may not make devices.
             Err(Errno::EPERM) if self.kind != SFlag::S_IFIFO => return self.bind(dir, name),
-            other => other.call(|| format!("mknodat({name:?}, {:#o})", self.kind.bits() | self.mode.bits()))?,
+            other => {
+                other.call(|| format!("mknodat({name:?}, {:#o})", self.kind.bits() | self.mode.bits()))?
+            }
         }
         if self.owner != (0, 0) {
             let (uid, gid) = self.owner;
@@ -159,11 +163,14 @@ impl Node {
     fn bind(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
         let host = mount::clone_tree(AT_FDCWD, &self.path, Depth::Mount)?;
         let stat = fstat(host.as_fd()).call(|| format!("fstat({:?})", self.path))?;
-        if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != self.kind || stat.st_rdev != self.number {
+        if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != self.kind || stat.st_rdev != self.number
+        {
             return Err(Error::new("the host has another device there"));
         }
-        let flags = OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-        let target = openat(dir, name, flags, Mode::empty()).call(|| format!("openat({name:?}, O_CREAT|O_NOFOLLOW)"))?;
+        let flags =
+            OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let target = openat(dir, name, flags, Mode::empty())
+            .call(|| format!("openat({name:?}, O_CREAT|O_NOFOLLOW)"))?;
         Ok(mount::attach(host.as_fd(), target.as_fd(), c"")?)
     }
 }
@@ -174,8 +181,12 @@ pub struct DevLinks {
     pub procfs: bool,
 }
 
-const LINKS: [(&str, &str); 4] =
-    [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")];
+const LINKS: [(&str, &str); 4] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+];
 
 impl fmt::Display for DevLinks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -199,7 +210,9 @@ impl Step for DevLinks {
         }
         match unlinkat(&dev, "ptmx", UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => {}
-            Err(errno) => Err(errno).call(|| "unlinkat(\"ptmx\")".into()).doing(|| "cannot replace /dev/ptmx".into())?,
+            Err(errno) => {
+                Err(errno).call(|| "unlinkat(\"ptmx\")".into()).doing(|| "cannot replace /dev/ptmx".into())?
+            }
         }
         link(dev.as_fd(), "ptmx", "pts/ptmx")
     }
@@ -249,7 +262,8 @@ impl Step for OwnStandardStreams {
 
 fn replace_null(init: &mut Init, fd: i32) -> Result<()> {
     if init.null.is_none() {
-        let null = init.root()?.resolve(Path::new("/dev/null"), OFlag::O_RDWR | OFlag::O_NOFOLLOW, Links::Refuse);
+        let null =
+            init.root()?.resolve(Path::new("/dev/null"), OFlag::O_RDWR | OFlag::O_NOFOLLOW, Links::Refuse);
         let null = null.doing(|| "error reopening /dev/null inside container".into())?;
         let stat = fstat(null.as_fd()).call(|| "fstat(/dev/null)".into())?;
         if !is_null(&stat) {

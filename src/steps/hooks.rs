@@ -126,7 +126,8 @@ fn execute(hook: &Hook, state: &Value, directory: &Path) -> Result<()> {
 }
 
 fn signal_name(number: i32) -> String {
-    nix::sys::signal::Signal::try_from(number).map_or_else(|_| number.to_string(), |signal| signal.to_string())
+    nix::sys::signal::Signal::try_from(number)
+        .map_or_else(|_| number.to_string(), |signal| signal.to_string())
 }
 
 /// A file in memory: unlike a pipe it neither fills up nor kills its writer.
@@ -240,7 +241,8 @@ mod tests {
     fn failures_are_told_with_what_was_said() {
         assert_eq!(
             run_here(&hook("echo out; echo err >&2; exit 3", "")),
-            Err("/hooks/prestart/0: error running prestart hook #0: exit status 3, stdout: out, stderr: err".into())
+            Err("/hooks/prestart/0: error running prestart hook #0: exit status 3, stdout: out, stderr: err"
+                .into())
         );
         let error = run_here(&hook("kill -9 $$", "")).expect_err("it failed");
         assert!(error.contains("signal: SIGKILL"), "{error}");

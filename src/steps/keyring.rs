@@ -22,7 +22,8 @@ pub struct JoinKeyring {
 impl JoinKeyring {
     /// The keyring of container `id`.
     pub fn plan(id: &str, user_namespace: bool) -> Result<Self> {
-        let name = CString::new(format!("_ses.{id}")).map_err(|_| Error::new("the id contains a NUL character"))?;
+        let name =
+            CString::new(format!("_ses.{id}")).map_err(|_| Error::new("the id contains a NUL character"))?;
         let permissions = PERMISSIONS | if user_namespace { OTHERS_SEARCH } else { 0 };
         Ok(JoinKeyring { name, permissions })
     }

@@ -56,7 +56,9 @@ impl Step for ExecLabel {
         for name in self.files {
             match file::write(Path::new(name), &self.value) {
                 Err(failed) if failed.errno == Errno::ENOENT && self.files.last() != Some(name) => {}
-                other => return other.doing(|| format!("unable to apply label {:?}", self.value)).at(&self.at),
+                other => {
+                    return other.doing(|| format!("unable to apply label {:?}", self.value)).at(&self.at);
+                }
             }
         }
         Ok(())

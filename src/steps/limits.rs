@@ -40,13 +40,17 @@ impl Limit {
             Type::RlimitRtprio => libc::RLIMIT_RTPRIO,
             Type::RlimitRttime => libc::RLIMIT_RTTIME,
         };
-        resource as u32
+        #[allow(clippy::unnecessary_cast)] // its type is not the same in musl and glibc
+        let resource = resource as u32;
+        resource
     }
 
     /// Lets process `pid` raise its hard limit this far, which a user namespace takes the right
     /// from it to do itself.
     pub fn allow(&self, pid: Pid) -> Result<()> {
-        let now = prlimit(pid, self.resource(), None).call(|| format!("prlimit({pid}, {})", self.kind)).at(&self.at)?;
+        let now = prlimit(pid, self.resource(), None)
+            .call(|| format!("prlimit({pid}, {})", self.kind))
+            .at(&self.at)?;
         match self.hard > now.1 {
             true => self.set(pid, (now.0, self.hard)),
             false => Ok(()),
@@ -58,7 +62,10 @@ impl Limit {
             Ok(_) => Ok(()),
             Err(errno) => {
                 let call = || format!("prlimit({pid}, {}, {{{soft}, {hard}}})", self.kind);
-                let error = Err::<(), _>(errno).call(call).doing(|| format!("error setting rlimit type {}", self.kind)).at(&self.at);
+                let error = Err::<(), _>(errno)
+                    .call(call)
+                    .doing(|| format!("error setting rlimit type {}", self.kind))
+                    .at(&self.at);
                 let hint = "the runtime has no CAP_SYS_RESOURCE, and may only lower a hard limit";
                 error.map_err(|error| if errno == Errno::EPERM { error.hint(hint) } else { error })
             }

@@ -51,7 +51,9 @@ impl Step for MaskedPaths {
                 other => other.doing(|| format!("can't mask path {path:?}"))?,
             };
             match cover_with_null(&null, target.as_fd()) {
-                Err(failed) if failed.errno == Errno::ENOTDIR => self.cover_directory(init, path, target, &mut empty),
+                Err(failed) if failed.errno == Errno::ENOTDIR => {
+                    self.cover_directory(init, path, target, &mut empty)
+                }
                 other => Ok(other?),
             }
             .doing(|| format!("can't mask path {path:?}"))
@@ -62,10 +64,17 @@ impl Step for MaskedPaths {
 }
 
 impl MaskedPaths {
-    fn cover_directory(&self, init: &Init, path: &Path, target: OwnedFd, empty: &mut Option<OwnedFd>) -> Result<()> {
+    fn cover_directory(
+        &self,
+        init: &Init,
+        path: &Path,
+        target: OwnedFd,
+        empty: &mut Option<OwnedFd>,
+    ) -> Result<()> {
         let place = through_proc(target.as_fd());
         if let Some(empty) = empty {
-            let source = CString::new(through_proc(empty.as_fd()).as_os_str().as_encoded_bytes()).unwrap_or_default();
+            let source =
+                CString::new(through_proc(empty.as_fd()).as_os_str().as_encoded_bytes()).unwrap_or_default();
             return Ok(mount::mount(Some(&source), &place, None, libc::MS_BIND, None)?);
         }
         let label = self.label.as_ref().map(|label| format!(",context=\"{label}\"")).unwrap_or_default();

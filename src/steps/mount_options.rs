@@ -146,7 +146,8 @@ impl Options {
 
     fn add(&mut self, option: &str) {
         if let Some(&(_, flag, set)) = FLAGS.iter().find(|(name, ..)| *name == option) {
-            let (to, from) = if set { (&mut self.set, &mut self.clear) } else { (&mut self.clear, &mut self.set) };
+            let (to, from) =
+                if set { (&mut self.set, &mut self.clear) } else { (&mut self.clear, &mut self.set) };
             *to |= flag;
             *from &= !flag;
             self.remount |= option == "remount";
@@ -201,7 +202,8 @@ impl Options {
         }
         let mut attr = self.named_attributes();
         let others = PER_MOUNT & !ATIME & !self.set;
-        attr.attr_clr |= ATTRIBUTES.iter().filter(|(flag, _)| others & flag != 0).map(|(_, attr)| attr).sum::<u64>();
+        attr.attr_clr |=
+            ATTRIBUTES.iter().filter(|(flag, _)| others & flag != 0).map(|(_, attr)| attr).sum::<u64>();
         Some(attr)
     }
 
@@ -253,7 +255,10 @@ mod tests {
         assert_eq!(parse(&["rbind", "rprivate"]).bind_attributes(), None);
         let attr = parse(&["bind", "ro"]).bind_attributes().expect("a change");
         assert_eq!(attr.attr_set, libc::MOUNT_ATTR_RDONLY);
-        let others = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC | libc::MOUNT_ATTR_NOSYMFOLLOW;
+        let others = libc::MOUNT_ATTR_NOSUID
+            | libc::MOUNT_ATTR_NODEV
+            | libc::MOUNT_ATTR_NOEXEC
+            | libc::MOUNT_ATTR_NOSYMFOLLOW;
         assert_eq!(attr.attr_clr, others);
         let attr = parse(&["bind", "rw"]).bind_attributes().expect("a change");
         assert_eq!((attr.attr_set, attr.attr_clr), (0, others | libc::MOUNT_ATTR_RDONLY));

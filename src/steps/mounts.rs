@@ -33,8 +33,15 @@ pub struct Mount {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Source {
-    FileSystem { kind: CString, source: CString, data: CString },
-    Bind { path: PathBuf, depth: Depth },
+    FileSystem {
+        kind: CString,
+        source: CString,
+        data: CString,
+    },
+    Bind {
+        path: PathBuf,
+        depth: Depth,
+    },
     /// The mount that is there, with other flags.
     Remount,
 }
@@ -107,7 +114,11 @@ pub fn plan(spec: &Spec, index: usize, bundle: &Path) -> Result<Mount> {
         let label = spec.linux().as_ref().and_then(|linux| linux.mount_label().as_deref());
         let data = with_label(&options.data, kind, label);
         let source = if written.as_os_str().is_empty() { Path::new(kind) } else { &written };
-        Source::FileSystem { kind: c_string(kind)?, source: c_string(&source.to_string_lossy())?, data: c_string(&data)? }
+        Source::FileSystem {
+            kind: c_string(kind)?,
+            source: c_string(&source.to_string_lossy())?,
+            data: c_string(&data)?,
+        }
     };
     check_place(&destination, &source)?;
     let file_system = matches!(source, Source::FileSystem { .. });
@@ -143,14 +154,18 @@ fn bind_depth(configured: &Configured, options: &Options) -> Option<Depth> {
 /// The mount's own mapping, or the container's where it asks for one and has none.
 fn idmap(spec: &Spec, configured: &Configured, options: &Options) -> Option<IdMap> {
     let depth = options.idmap.unwrap_or(Depth::Mount);
-    let ids = |uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]| Mapping::Ids { uids: map_text(uids), gids: map_text(gids) };
+    let ids = |uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]| Mapping::Ids {
+        uids: map_text(uids),
+        gids: map_text(gids),
+    };
     let own = list(configured.uid_mappings());
     if !own.is_empty() {
         return Some(IdMap { mapping: ids(own, list(configured.gid_mappings())), depth });
     }
     options.idmap?;
     let linux = spec.linux().as_ref()?;
-    let user = list(linux.namespaces()).iter().find(|namespace| namespace.typ() == LinuxNamespaceType::User)?;
+    let user =
+        list(linux.namespaces()).iter().find(|namespace| namespace.typ() == LinuxNamespaceType::User)?;
     let mapping = match user.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
         Some(path) => Mapping::Of(path.clone()),
         None => ids(list(linux.uid_mappings()), list(linux.gid_mappings())),
@@ -160,7 +175,9 @@ fn idmap(spec: &Spec, configured: &Configured, options: &Options) -> Option<IdMa
 
 /// Id mappings in the form of /proc/PID/uid_map (user_namespaces(7)).
 pub fn map_text(map: &[LinuxIdMapping]) -> String {
-    map.iter().map(|entry| format!("{} {} {}\n", entry.container_id(), entry.host_id(), entry.size())).collect()
+    map.iter()
+        .map(|entry| format!("{} {} {}\n", entry.container_id(), entry.host_id(), entry.size()))
+        .collect()
 }
 
 fn with_label(data: &str, kind: &str, label: Option<&str>) -> String {
@@ -200,9 +217,13 @@ impl fmt::Display for Mount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let at = self.destination.display();
         match &self.source {
-            Source::FileSystem { kind, data, .. } => write!(f, "mount {} on {at}, {:?}", kind.to_string_lossy(), data)?,
+            Source::FileSystem { kind, data, .. } => {
+                write!(f, "mount {} on {at}, {:?}", kind.to_string_lossy(), data)?
+            }
             Source::Bind { path, depth: Depth::Mount } => write!(f, "bind {} to {at}", path.display())?,
-            Source::Bind { path, depth: Depth::Tree } => write!(f, "bind {} and below to {at}", path.display())?,
+            Source::Bind { path, depth: Depth::Tree } => {
+                write!(f, "bind {} and below to {at}", path.display())?
+            }
             Source::Remount => write!(f, "remount {at}")?,
         }
         write!(f, ", set {:#x}, clear {:#x}", self.options.set, self.options.clear)?;
@@ -297,7 +318,9 @@ impl Mount {
         }
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
         match root.resolve(&self.destination, flags, Links::Refuse) {
-            Err(failed) if failed.errno == Errno::ENOENT => Ok(root.ensure(&self.destination, Kind::Directory)?),
+            Err(failed) if failed.errno == Errno::ENOENT => {
+                Ok(root.ensure(&self.destination, Kind::Directory)?)
+            }
             Err(failed) if matches!(failed.errno, Errno::ELOOP | Errno::ENOTDIR) => {
                 let error = format!("filesystem {kind:?} must be mounted on ordinary directory");
                 Err(Error::from(failed).prefix(&error))
@@ -327,7 +350,8 @@ impl Mount {
                 other => other?,
             }
         }
-        mount::attach(tree.as_fd(), target.as_fd(), c"").map_err(|failed| mismatch(failed, tree.as_fd(), target.as_fd()))?;
+        mount::attach(tree.as_fd(), target.as_fd(), c"")
+            .map_err(|failed| mismatch(failed, tree.as_fd(), target.as_fd()))?;
         Ok(Some(tree))
     }
 
@@ -409,7 +433,9 @@ fn complaint(kind: &CString, source: &CString, data: &CString) -> Option<String>
         let value = value.map(CString::new).transpose().ok()?;
         refused |= file_system.set(&CString::new(key).ok()?, value.as_deref()).is_err();
         if refused {
-            return file_system.complaint().or_else(|| Some(format!("the kernel refuses the option {option:?}")));
+            return file_system
+                .complaint()
+                .or_else(|| Some(format!("the kernel refuses the option {option:?}")));
         }
     }
     file_system.mount(0).is_err().then(|| file_system.complaint()).flatten()
@@ -448,7 +474,9 @@ mod tests {
     #[test]
     fn a_bind_mount_is_one_by_its_options() {
         assert_eq!(
-            planned(r#"{"destination":"a/../b","type":"tmpfs","source":"vol","options":["rbind","rslave","ro"]}"#),
+            planned(
+                r#"{"destination":"a/../b","type":"tmpfs","source":"vol","options":["rbind","rslave","ro"]}"#
+            ),
             Ok("bind /bundle/vol and below to /b, set 0x1, clear 0x0, propagation 0x80000 and below".into())
         );
         assert_eq!(
@@ -490,7 +518,8 @@ mod tests {
         )
         .expect("it parses");
         let trees = trees(&spec, Path::new("/bundle"), false);
-        let seen: Vec<_> = trees.iter().map(|tree| (tree.index, tree.idmap.clone().expect("a map"))).collect();
+        let seen: Vec<_> =
+            trees.iter().map(|tree| (tree.index, tree.idmap.clone().expect("a map"))).collect();
         let map = |uids: &str, gids: &str, depth| IdMap {
             mapping: Mapping::Ids { uids: uids.into(), gids: gids.into() },
             depth,

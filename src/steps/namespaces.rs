@@ -28,7 +28,9 @@ impl fmt::Display for BecomeRoot {
 
 impl Step for BecomeRoot {
     fn apply(&self, _: &mut Init) -> Result<()> {
-        identity::set_group(0).call(|| "setresgid(0, 0, 0)".into()).doing(|| "group 0 is not mapped".into())?;
+        identity::set_group(0)
+            .call(|| "setresgid(0, 0, 0)".into())
+            .doing(|| "group 0 is not mapped".into())?;
         identity::set_user(0).call(|| "setresuid(0, 0, 0)".into()).doing(|| "user 0 is not mapped".into())?;
         // A change of ids makes a process what the system's default says; it must stay closed to
         // those who could otherwise trace it while it holds descriptors of the host.
@@ -119,7 +121,8 @@ impl fmt::Display for LoopbackUp {
 
 impl Step for LoopbackUp {
     fn apply(&self, _: &mut Init) -> Result<()> {
-        let socket = nix::sys::socket::socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None);
+        let socket =
+            nix::sys::socket::socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None);
         match socket {
             // A kernel without IPv4 has no loopback device to set up either.
             Err(Errno::EAFNOSUPPORT) => Ok(()),

@@ -63,7 +63,8 @@ mod tests {
 
     #[test]
     fn the_first_entry_counts() {
-        let text = "root:x:0:0:root:/root:/bin/sh\nbad line\nx:x:y:\na:x:5:5::/a:\nb:x:5:5::/b:\nc:x:6:6::rel:\n";
+        let text =
+            "root:x:0:0:root:/root:/bin/sh\nbad line\nx:x:y:\na:x:5:5::/a:\nb:x:5:5::/b:\nc:x:6:6::rel:\n";
         assert_eq!(home(text, 0), Some("/root"));
         assert_eq!(home(text, 5), Some("/a"));
         assert_eq!(home(text, 6), None);

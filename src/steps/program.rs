@@ -24,11 +24,14 @@ pub struct Program {
 impl Program {
     /// The process's arguments and environment.
     pub fn plan(process: &Process, at: &Pointer) -> Result<Self> {
-        let strings = |list: &[String]| -> Result<Vec<CString>> {
-            list.iter().map(|text| c_string(text)).collect()
-        };
+        let strings =
+            |list: &[String]| -> Result<Vec<CString>> { list.iter().map(|text| c_string(text)).collect() };
         let environment = strings(&last_of_each(list(process.env())))?;
-        Ok(Program { at: at.key("args"), arguments: Arguments::new(strings(list(process.args()))?), environment })
+        Ok(Program {
+            at: at.key("args"),
+            arguments: Arguments::new(strings(list(process.args()))?),
+            environment,
+        })
     }
 
     /// Adds variables that the runtime provides, in place of ones of the same name.
@@ -79,7 +82,8 @@ fn c_string(text: &str) -> Result<CString> {
 /// counts.
 fn last_of_each(environment: &[String]) -> Vec<String> {
     let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
-    let later = |index: usize, entry: &str| environment[index + 1..].iter().any(|other| name(other) == name(entry));
+    let later =
+        |index: usize, entry: &str| environment[index + 1..].iter().any(|other| name(other) == name(entry));
     let entries = environment.iter().enumerate().filter(|(index, entry)| !later(*index, entry));
     entries.map(|(_, entry)| entry.clone()).collect()
 }
@@ -96,7 +100,11 @@ pub struct WorkingDirectory {
 impl WorkingDirectory {
     /// The two tries, for before and after the user is changed.
     pub fn plan(process: &Process, at: &Pointer) -> [Self; 2] {
-        [false, true].map(|second_try| WorkingDirectory { at: at.key("cwd"), path: process.cwd().clone(), second_try })
+        [false, true].map(|second_try| WorkingDirectory {
+            at: at.key("cwd"),
+            path: process.cwd().clone(),
+            second_try,
+        })
     }
 }
 
@@ -157,7 +165,8 @@ impl FindProgram {
         let name = list(process.args()).first().map(String::as_str).unwrap_or_default();
         let path = last_of_each(list(process.env()));
         let path = path.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default();
-        let path = path.split(':').map(|dir| if dir.is_empty() { "." } else { dir }).map(PathBuf::from).collect();
+        let path =
+            path.split(':').map(|dir| if dir.is_empty() { "." } else { dir }).map(PathBuf::from).collect();
         Ok(FindProgram { at: at.key("args").key("0"), name: c_string(name)?, path })
     }
 
@@ -197,7 +206,8 @@ impl fmt::Display for FindProgram {
 
 impl Step for FindProgram {
     fn apply(&self, init: &mut Init) -> Result<()> {
-        let refused = |reason: &str| Error::new(format!("exec: {:?}: {reason}", self.name)).at(self.at.clone());
+        let refused =
+            |reason: &str| Error::new(format!("exec: {:?}: {reason}", self.name)).at(self.at.clone());
         let path = self.find().map_err(|reason| refused(&reason))?;
         // An interpreter that isn't there makes execve(2) say ENOENT of a file that is.
         if let Some(missing) = missing_interpreter(&path) {
@@ -241,7 +251,9 @@ fn missing_interpreter(path: &Path) -> Option<String> {
         }
         let text = String::from_utf8_lossy(&interpreter);
         return Some(match text.strip_suffix('\r') {
-            Some(text) => format!("the first line of {path:?} ends in a carriage return, so that its interpreter would be {text:?}\\r: save it with Unix line ends"),
+            Some(text) => format!(
+                "the first line of {path:?} ends in a carriage return, so that its interpreter would be {text:?}\\r: save it with Unix line ends"
+            ),
             None => format!("{path:?} is a script, and its interpreter {text:?} is not in the container"),
         });
     }
@@ -262,7 +274,8 @@ fn exists(path: &[u8]) -> bool {
 fn script_interpreter(head: &[u8]) -> Option<Vec<u8>> {
     let line = head.strip_prefix(b"#!")?.split(|&byte| byte == b'\n').next()?;
     let start = line.iter().position(|byte| !b" \t".contains(byte))?;
-    let end = line[start..].iter().position(|byte| b" \t\0".contains(byte)).map_or(line.len(), |end| start + end);
+    let end =
+        line[start..].iter().position(|byte| b" \t\0".contains(byte)).map_or(line.len(), |end| start + end);
     Some(line[start..end].to_vec())
 }
 
@@ -353,7 +366,9 @@ fn reason(path: &Path, errno: Errno) -> Option<String> {
                 None => Some(format!("{path:?} is neither an ELF file nor a script that begins with #!")),
             }
         }
-        Errno::EACCES => Some(format!("{path:?} may be on a file system mounted noexec, or its interpreter not executable")),
+        Errno::EACCES => Some(format!(
+            "{path:?} may be on a file system mounted noexec, or its interpreter not executable"
+        )),
         Errno::E2BIG => Some("the arguments and the environment are too long together".into()),
         _ => None,
     }
@@ -388,7 +403,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let file = dir.path().join("f");
         fs::write(&file, "#!/no/such/interpreter -x\n").expect("write");
-        assert!(missing_interpreter(&file).is_some_and(|text| text.contains("\"/no/such/interpreter\" is not in")));
+        assert!(
+            missing_interpreter(&file)
+                .is_some_and(|text| text.contains("\"/no/such/interpreter\" is not in"))
+        );
         fs::write(&file, "#!/bin/sh\r\n").expect("write");
         assert!(missing_interpreter(&file).is_some_and(|text| text.contains("carriage return")));
         fs::write(&file, "#!/bin/sh\n").expect("write");
@@ -407,7 +425,9 @@ mod tests {
         }
         let mut foreign = own.clone();
         foreign[18..20].copy_from_slice(&22u16.to_le_bytes());
-        assert!(Elf::parse(&foreign).is_some_and(|elf| machine_name(elf.machine) == "s390x" && !elf.is_native()));
+        assert!(
+            Elf::parse(&foreign).is_some_and(|elf| machine_name(elf.machine) == "s390x" && !elf.is_native())
+        );
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use super::{Init, Step, mount_options};
 use crate::error::{Context, Error, Pointer, Result};
 use crate::root::Root;
-use crate::sys::mount::{self, Depth, MountAttr};
 use crate::sys::Call;
+use crate::sys::mount::{self, Depth, MountAttr};
 use libc::c_ulong;
 use nix::errno::Errno;
 use nix::unistd::{chdir, chroot, fchdir};
@@ -69,7 +69,12 @@ impl fmt::Display for PrepareRoot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.change {
             Change::Chroot => write!(f, "open {}", self.path.display()),
-            _ => write!(f, "bind {} to itself, host mounts {:#x}", self.path.display(), self.propagation.of_the_host()),
+            _ => write!(
+                f,
+                "bind {} to itself, host mounts {:#x}",
+                self.path.display(),
+                self.propagation.of_the_host()
+            ),
         }
     }
 }
@@ -186,7 +191,8 @@ fn full_proc_and_sys_mounts(rootfs: &Path) -> Result<Vec<String>> {
         let mut fields = front.split(' ').skip(3);
         let (root, mount_point) = (fields.next()?, fields.next()?);
         let kind = back.split(' ').next()?;
-        let wanted = root == "/" && matches!(kind, "proc" | "sysfs") && !Path::new(mount_point).starts_with(rootfs);
+        let wanted =
+            root == "/" && matches!(kind, "proc" | "sysfs") && !Path::new(mount_point).starts_with(rootfs);
         wanted.then(|| mount_point.to_owned())
     });
     let mut mounts: Vec<_> = mounts.collect();
@@ -218,7 +224,10 @@ pub fn check_directory(path: &Path) -> Result<()> {
     let stat = stat.doing(|| "the root file system must be a directory".into()).at(&at)?;
     match stat.st_mode & libc::S_IFMT {
         libc::S_IFDIR => Ok(()),
-        _ => Err(Error::new(format!("the root file system must be a directory: {path:?}: not a directory")).at(at)),
+        _ => {
+            Err(Error::new(format!("the root file system must be a directory: {path:?}: not a directory"))
+                .at(at))
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use crate::error::{Context, Error, Pointer, Result};
 use crate::sys::process::personality;
 use crate::sys::scheduling::{SchedAttr, set_io_priority, set_memory_policy, set_scheduler};
 use oci_spec::runtime::{
-    IOPriorityClass, Linux, LinuxPersonalityDomain, LinuxSchedulerFlag, LinuxSchedulerPolicy, MemoryPolicyFlagType,
-    MemoryPolicyModeType, Process,
+    IOPriorityClass, Linux, LinuxPersonalityDomain, LinuxSchedulerFlag, LinuxSchedulerPolicy,
+    MemoryPolicyFlagType, MemoryPolicyModeType, Process,
 };
 use std::fmt;
 
@@ -52,7 +52,8 @@ impl Scheduler {
             let range = if real_time { "1 to 99" } else { "0, which is all this policy has" };
             return Err(Error::new(format!("{priority} is not within {range}")).at(at.key("priority")));
         }
-        let deadline = [scheduler.runtime(), scheduler.deadline(), scheduler.period()].map(|time| time.unwrap_or(0));
+        let deadline =
+            [scheduler.runtime(), scheduler.deadline(), scheduler.period()].map(|time| time.unwrap_or(0));
         if *scheduler.policy() != Policy::SchedDeadline && deadline != [0; 3] {
             return Err(Error::new("runtime, deadline and period are for SCHED_DEADLINE").at(at));
         }
@@ -257,11 +258,14 @@ mod tests {
     #[test]
     fn memory_policies_take_the_nodes_they_need() {
         let policy = |text: &str| {
-            let linux: Linux = parse(format!(r#"{{"memoryPolicy":{{{text}}}}}"#).as_bytes()).expect("it parses");
+            let linux: Linux =
+                parse(format!(r#"{{"memoryPolicy":{{{text}}}}}"#).as_bytes()).expect("it parses");
             MemoryPolicy::plan(&linux)
         };
         let interleave = policy(r#""mode":"MPOL_INTERLEAVE","nodes":"2-3","flags":["MPOL_F_STATIC_NODES"]"#);
-        assert!(interleave.is_ok_and(|policy| policy.is_some_and(|policy| policy.mode == 0x8003 && policy.nodes == [0b1100])));
+        assert!(interleave.is_ok_and(|policy| {
+            policy.is_some_and(|policy| policy.mode == 0x8003 && policy.nodes == [0b1100])
+        }));
         assert!(policy(r#""mode":"MPOL_BIND""#).is_err());
         assert!(policy(r#""mode":"MPOL_LOCAL","nodes":"0""#).is_err());
     }

@@ -38,7 +38,8 @@ impl Allocator {
 
 /// The class that holds `size` bytes, or None for a mapping of its own.
 fn class(size: usize) -> Option<usize> {
-    let class = size.max(ALIGN).next_power_of_two().trailing_zeros() as usize - ALIGN.trailing_zeros() as usize;
+    let class =
+        size.max(ALIGN).next_power_of_two().trailing_zeros() as usize - ALIGN.trailing_zeros() as usize;
     (class < CLASSES).then_some(class)
 }
 
@@ -92,8 +93,8 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // No type of damda's asks for more than 16; a mapping serves the one that might.
         let class = class(layout.size()).filter(|_| layout.align() <= ALIGN);
-        // SAFETY: one thread, and no allocation happens inside `take`.
         match class {
+            // SAFETY: one thread, and no allocation happens inside `take`.
             Some(class) => unsafe { (*self.0.get()).take(class) },
             None => map(layout.size()),
         }
@@ -115,7 +116,10 @@ unsafe impl GlobalAlloc for Allocator {
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        if layout.align() <= ALIGN && class(layout.size()).is_some() && class(layout.size()) == class(new_size) {
+        if layout.align() <= ALIGN
+            && class(layout.size()).is_some()
+            && class(layout.size()) == class(new_size)
+        {
             return block;
         }
         // SAFETY: the caller's layout is valid, so the same with another size is as well.

@@ -196,4 +196,3 @@ pub fn detach(target: &CStr) -> Result<()> {
 pub fn pivot_root_here() -> Result<()> {
     nix::unistd::pivot_root(c".", c".").call(|| "pivot_root(\".\", \".\")".into())
 }
-

@@ -81,12 +81,13 @@ pub fn pidfd_open(pid: Pid) -> Result<OwnedFd> {
 /// Sends signal number `signal` (0 only asks whether one could) to the process of `pidfd`.
 pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
     // SAFETY: plain numbers; no siginfo.
-    unsafe { syscall(libc::SYS_pidfd_send_signal, [raw(pidfd), signal as usize, 0, 0, 0, 0]) }
-        .map(drop)
-        .call(|| {
-            let name = Signal::try_from(signal).map_or_else(|_| signal.to_string(), |signal| signal.to_string());
+    unsafe { syscall(libc::SYS_pidfd_send_signal, [raw(pidfd), signal as usize, 0, 0, 0, 0]) }.map(drop).call(
+        || {
+            let name =
+                Signal::try_from(signal).map_or_else(|_| signal.to_string(), |signal| signal.to_string());
             format!("pidfd_send_signal({}, {name})", show(pidfd))
-        })
+        },
+    )
 }
 
 /// A copy of descriptor number `fd` of another process.
@@ -169,9 +170,11 @@ fn failed(call: impl FnOnce() -> String) -> super::Failed {
 pub fn close_on_exec_from(first: i32) -> Result<()> {
     const CLOSE_RANGE_CLOEXEC: usize = 4;
     // SAFETY: closes nothing now; the kernel does it within execve, when no Rust code is left.
-    unsafe { syscall(libc::SYS_close_range, [first as usize, u32::MAX as usize, CLOSE_RANGE_CLOEXEC, 0, 0, 0]) }
-        .map(drop)
-        .call(|| format!("close_range({first}, ~0, CLOSE_RANGE_CLOEXEC)"))
+    unsafe {
+        syscall(libc::SYS_close_range, [first as usize, u32::MAX as usize, CLOSE_RANGE_CLOEXEC, 0, 0, 0])
+    }
+    .map(drop)
+    .call(|| format!("close_range({first}, ~0, CLOSE_RANGE_CLOEXEC)"))
 }
 
 /// Closes a descriptor that something else in this process still owns: for a process that never

@@ -3,6 +3,9 @@
 use super::{Call, Result, owned, syscall};
 use std::os::fd::OwnedFd;
 
+#[allow(clippy::unnecessary_cast)] // its type is not the same in musl and glibc
+const NEW_LISTENER: u32 = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER as u32;
+
 /// One instruction of classic BPF.
 pub type Instruction = libc::sock_filter;
 
@@ -25,6 +28,6 @@ pub fn load(program: &[Instruction], flags: u32) -> Result<Option<OwnedFd>> {
             ],
         )
     }
-    .map(|result| (u64::from(flags) & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER as u64 != 0).then(|| owned(result)))
+    .map(|result| (flags & NEW_LISTENER != 0).then(|| owned(result)))
     .call(|| format!("seccomp(SECCOMP_SET_MODE_FILTER, {flags:#x}, {} instructions)", program.len()))
 }

@@ -58,5 +58,7 @@ pub fn loopback_up(socket: BorrowedFd<'_>) -> Result<()> {
     request.name[..2].copy_from_slice(b"lo");
     // SAFETY: `struct ifreq` is 40 bytes: a name of 16, and a union that begins with the flags.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) };
-    nix::errno::Errno::result(result).map(drop).call(|| format!("ioctl({}, SIOCSIFFLAGS, lo, IFF_UP)", show(socket)))
+    nix::errno::Errno::result(result)
+        .map(drop)
+        .call(|| format!("ioctl({}, SIOCSIFFLAGS, lo, IFF_UP)", show(socket)))
 }

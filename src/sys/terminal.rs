@@ -39,7 +39,8 @@ pub fn size(terminal: BorrowedFd<'_>) -> nix::Result<libc::winsize> {
 /// Sets a terminal's size.
 pub fn set_size(terminal: BorrowedFd<'_>, size: &libc::winsize) -> Result<()> {
     // SAFETY: the kernel reads one struct winsize.
-    let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ as _, std::ptr::from_ref(size)) };
+    let result =
+        unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ as _, std::ptr::from_ref(size)) };
     Errno::result(result)
         .map(drop)
         .call(|| format!("ioctl({}, TIOCSWINSZ, {}x{})", show(terminal), size.ws_col, size.ws_row))

@@ -59,7 +59,9 @@ fn run(words: &[&str]) -> Result<u8> {
         }
         ["read", path] => std::io::stdout().write_all(&fs::read(path)?)?,
         ["write", path, text] => fs::write(path, text)?,
-        ["append", path, text] => OpenOptions::new().append(true).create(true).open(path)?.write_all(text.as_bytes())?,
+        ["append", path, text] => {
+            OpenOptions::new().append(true).create(true).open(path)?.write_all(text.as_bytes())?
+        }
         ["mkdir", path] => fs::create_dir(path)?,
         ["unlink", path] => fs::remove_file(path)?,
         ["list", path] => {
@@ -138,7 +140,9 @@ fn wait(signals: &[Signal]) -> Result<u8> {
 fn stat(path: &str) -> serde_json::Value {
     let stat = match fs::symlink_metadata(path) {
         Ok(stat) => stat,
-        Err(error) => return json!({ "error": format!("{:?}", Errno::from_raw(error.raw_os_error().unwrap_or(0))) }),
+        Err(error) => {
+            return json!({ "error": format!("{:?}", Errno::from_raw(error.raw_os_error().unwrap_or(0))) });
+        }
     };
     let kind = stat.file_type();
     let name = match kind {

@@ -117,9 +117,15 @@ fn namespaces() -> BTreeMap<String, String> {
 
 fn descriptors() -> BTreeMap<String, String> {
     let Ok(directory) = fs::read_dir("/proc/self/fd") else { return BTreeMap::new() };
-    let names: Vec<_> = directory.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let names: Vec<_> =
+        directory.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     // The directory's own descriptor is closed by now, so its link is gone.
-    let target = |name: String| Some((name.clone(), fs::read_link(format!("/proc/self/fd/{name}")).ok()?.to_string_lossy().into_owned()));
+    let target = |name: String| {
+        Some((
+            name.clone(),
+            fs::read_link(format!("/proc/self/fd/{name}")).ok()?.to_string_lossy().into_owned(),
+        ))
+    };
     names.into_iter().filter_map(target).collect()
 }
 
@@ -169,10 +175,15 @@ fn scheduler() -> Value {
     // musl has no sched_getscheduler(2).
     // SAFETY: these ask about this process.
     let (policy, nice, io) = unsafe {
-        (libc::syscall(libc::SYS_sched_getscheduler, 0), libc::getpriority(libc::PRIO_PROCESS, 0), libc::syscall(libc::SYS_ioprio_get, 1, 0))
+        (
+            libc::syscall(libc::SYS_sched_getscheduler, 0),
+            libc::getpriority(libc::PRIO_PROCESS, 0),
+            libc::syscall(libc::SYS_ioprio_get, 1, 0),
+        )
     };
-    let cpus = text("/proc/self/status")
-        .and_then(|text| text.lines().find_map(|line| Some(line.strip_prefix("Cpus_allowed_list:")?.trim().to_owned())));
+    let cpus = text("/proc/self/status").and_then(|text| {
+        text.lines().find_map(|line| Some(line.strip_prefix("Cpus_allowed_list:")?.trim().to_owned()))
+    });
     json!({ "policy": policy, "nice": nice, "ioClass": io >> 13, "ioPriority": io & 0x1fff, "cpus": cpus })
 }
 
@@ -181,22 +192,35 @@ pub fn tour() -> String {
     let report = json();
     let count = |value: &Value| value.as_array().map_or(0, Vec::len);
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let processes = processes.filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok()).count();
+    let processes =
+        processes.filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok()).count();
     let root = fs::read_dir("/").into_iter().flatten().flatten();
     let mut root: Vec<_> = root.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     root.sort();
     let interfaces = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
-    let interfaces: Vec<_> = interfaces.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let interfaces: Vec<_> =
+        interfaces.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     let written = fs::write("/here", "").and_then(|()| fs::remove_file("/here"));
     let writable = written.map_or_else(|error| format!("no ({error})"), |()| "yes".into());
     let lines = [
         ("host name", report["hostname"].as_str().unwrap_or("?").to_owned()),
         ("process id", format!("{}, of {processes} in sight", report["pid"])),
-        ("user", format!("{}, with {} of {} capabilities", report["uid"][1], count(&report["capabilities"]["effective"]), caps::all().len())),
+        (
+            "user",
+            format!(
+                "{}, with {} of {} capabilities",
+                report["uid"][1],
+                count(&report["capabilities"]["effective"]),
+                caps::all().len()
+            ),
+        ),
         ("root directory", format!("{}; writable: {writable}", root.join(" "))),
         ("mounts", count(&report["mounts"]).to_string()),
         ("network devices", interfaces.join(" ")),
-        ("kernel", format!("{}, the host's: there is no virtual machine", report["release"].as_str().unwrap_or("?"))),
+        (
+            "kernel",
+            format!("{}, the host's: there is no virtual machine", report["release"].as_str().unwrap_or("?")),
+        ),
     ];
     let lines = lines.iter().map(|(name, value)| format!("  {name:<16} {value}\n"));
     format!("Inside the container:\n{}", lines.collect::<String>())

@@ -84,7 +84,11 @@ fn memory(case: &Case) -> Verdict {
     match machine::cgroups() {
         Cgroups::V1 => {
             ensure_eq!(case.cgroup_file("memory", "memory.limit_in_bytes")?, (64 << 20).to_string(), "limit");
-            ensure_eq!(case.cgroup_file("memory", "memory.soft_limit_in_bytes")?, (32 << 20).to_string(), "reservation");
+            ensure_eq!(
+                case.cgroup_file("memory", "memory.soft_limit_in_bytes")?,
+                (32 << 20).to_string(),
+                "reservation"
+            );
             if let Ok(swap) = case.cgroup_file("memory", "memory.memsw.limit_in_bytes") {
                 ensure_eq!(swap, (96 << 20).to_string(), "memory and swap");
             }
@@ -102,9 +106,16 @@ fn memory(case: &Case) -> Verdict {
 
 fn memory_limit_is_felt(case: &Case) -> Verdict {
     machine::needs_controller("memory")?;
-    let output = case.probed(&["eat", "64"], with("memory", json!({ "limit": 24 << 20, "swap": 24 << 20 })))?;
-    ensure_eq!(output.status, 137, "exit status of a program that needs more than the limit (stdout {:?})", output.stdout);
-    let output = case.probed(&["eat", "8"], with("memory", json!({ "limit": 24 << 20, "swap": 24 << 20 })))?;
+    let output =
+        case.probed(&["eat", "64"], with("memory", json!({ "limit": 24 << 20, "swap": 24 << 20 })))?;
+    ensure_eq!(
+        output.status,
+        137,
+        "exit status of a program that needs more than the limit (stdout {:?})",
+        output.stdout
+    );
+    let output =
+        case.probed(&["eat", "8"], with("memory", json!({ "limit": 24 << 20, "swap": 24 << 20 })))?;
     ensure_eq!(output.succeeded()?.stdout, "ate 8\n", "output within the limit");
     Ok(())
 }
@@ -172,7 +183,10 @@ fn block_io(case: &Case) -> Verdict {
     });
     let Some((major, minor)) = disk else { crate::skip!("there is no block device") };
     let limit = |rate: u64| json!([{ "major": major, "minor": minor, "rate": rate }]);
-    case.start(with("blockIO", json!({ "throttleReadBpsDevice": limit(1 << 20), "throttleWriteIOPSDevice": limit(99) })))?;
+    case.start(with(
+        "blockIO",
+        json!({ "throttleReadBpsDevice": limit(1 << 20), "throttleWriteIOPSDevice": limit(99) }),
+    ))?;
     let text = case.cgroup_file(controller, file)?;
     ensure!(text.contains(&format!("{major}:{minor}")) && text.contains("1048576"), "{file}: {text}");
     Ok(())
@@ -185,7 +199,8 @@ fn huge_pages(case: &Case) -> Verdict {
     }
     machine::needs_controller("hugetlb")?;
     case.start(with("hugepageLimits", json!([{ "pageSize": "2MB", "limit": 4 << 20 }])))?;
-    let file = if machine::cgroups() == Cgroups::V1 { "hugetlb.2MB.limit_in_bytes" } else { "hugetlb.2MB.max" };
+    let file =
+        if machine::cgroups() == Cgroups::V1 { "hugetlb.2MB.limit_in_bytes" } else { "hugetlb.2MB.max" };
     ensure_eq!(case.cgroup_file("hugetlb", file)?, (4 << 20).to_string(), "limit");
     Ok(())
 }

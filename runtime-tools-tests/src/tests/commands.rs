@@ -108,7 +108,8 @@ fn spec_writes_a_configuration(case: &Case) -> Verdict {
     ensure_eq!(config["process"]["args"], json!(["sh"]), "args");
     ensure_eq!(config["process"]["terminal"], true, "terminal");
     ensure_eq!(config["root"], json!({ "path": "rootfs", "readonly": true }), "root");
-    let types: Vec<_> = config["linux"]["namespaces"].as_array().into_iter().flatten().map(|entry| &entry["type"]).collect();
+    let types: Vec<_> =
+        config["linux"]["namespaces"].as_array().into_iter().flatten().map(|entry| &entry["type"]).collect();
     for kind in ["pid", "network", "ipc", "uts", "mount"] {
         ensure!(types.iter().any(|found| **found == kind), "namespaces lack {kind}: {types:?}");
     }
@@ -127,9 +128,13 @@ fn spec_keeps_an_existing_file(case: &Case) -> Verdict {
 fn spec_for_an_ordinary_user(case: &Case) -> Verdict {
     case.call(&["spec", "--rootless"])?.succeeded()?;
     let config: Value = serde_json::from_str(&fs::read_to_string(case.directory.join("config.json"))?)?;
-    let types: Vec<_> = config["linux"]["namespaces"].as_array().into_iter().flatten().map(|entry| &entry["type"]).collect();
+    let types: Vec<_> =
+        config["linux"]["namespaces"].as_array().into_iter().flatten().map(|entry| &entry["type"]).collect();
     ensure!(types.iter().any(|kind| **kind == "user"), "no user namespace: {types:?}");
-    ensure!(!types.iter().any(|kind| **kind == "network"), "a network namespace, in which nothing would work");
+    ensure!(
+        !types.iter().any(|kind| **kind == "network"),
+        "a network namespace, in which nothing would work"
+    );
     ensure_eq!(config["linux"]["uidMappings"][0]["size"], 1, "uids");
     Ok(())
 }
@@ -147,7 +152,10 @@ fn features(case: &Case) -> Verdict {
     ensure_eq!(hooks, 6, "hooks");
     for (field, needed) in [("namespaces", "time"), ("capabilities", "CAP_CHOWN")] {
         let list = features["linux"][field].as_array();
-        ensure!(list.is_some_and(|list| list.iter().any(|entry| entry == needed)), "linux.{field} lacks {needed}");
+        ensure!(
+            list.is_some_and(|list| list.iter().any(|entry| entry == needed)),
+            "linux.{field} lacks {needed}"
+        );
     }
     ensure_eq!(features["linux"]["seccomp"]["enabled"], true, "seccomp");
     Ok(())
@@ -169,7 +177,10 @@ fn help(case: &Case) -> Verdict {
         ensure!(!output.stdout.is_empty(), "{arguments:?} prints nothing on stdout");
     }
     let help = case.call(&["--help"])?.stdout;
-    for command in ["create", "start", "run", "state", "kill", "delete", "exec", "list", "ps", "pause", "resume", "spec", "features"] {
+    for command in [
+        "create", "start", "run", "state", "kill", "delete", "exec", "list", "ps", "pause", "resume", "spec",
+        "features",
+    ] {
         ensure!(help.contains(command), "--help lacks {command}");
     }
     Ok(())
@@ -184,12 +195,17 @@ fn unknown_command_and_flag(case: &Case) -> Verdict {
 
 fn log_file_has_the_error(case: &Case) -> Verdict {
     let log = case.directory.join("log.json");
-    case.call(&["--log", text(&log), "--log-format", "json", "start", &case.id])?.failed_with(&["does not exist"])?;
+    case.call(&["--log", text(&log), "--log-format", "json", "start", &case.id])?
+        .failed_with(&["does not exist"])?;
     let text = fs::read_to_string(&log)?;
     let lines: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     ensure_eq!(lines.len(), 1, "lines of {text:?}: podman reads the file as one object");
     ensure_eq!(lines[0]["level"], "error", "level");
-    ensure!(lines[0]["msg"].as_str().is_some_and(|message| message.contains("does not exist")), "msg: {}", lines[0]["msg"]);
+    ensure!(
+        lines[0]["msg"].as_str().is_some_and(|message| message.contains("does not exist")),
+        "msg: {}",
+        lines[0]["msg"]
+    );
     ensure!(lines[0]["time"].as_str().is_some_and(|time| time.contains('T')), "time: {}", lines[0]["time"]);
     Ok(())
 }

@@ -31,7 +31,11 @@ fn default_devices(case: &Case) -> Verdict {
         let device = &stat[format!("/dev/{name}")];
         ensure_eq!(device["type"], "c", "type of {name}");
         ensure_eq!(device["mode"], 0o666, "mode of {name}");
-        ensure_eq!((device["major"].as_u64(), device["minor"].as_u64()), (Some(major), Some(minor)), "number of {name}");
+        ensure_eq!(
+            (device["major"].as_u64(), device["minor"].as_u64()),
+            (Some(major), Some(minor)),
+            "number of {name}"
+        );
     }
     // They work.
     case.probed(&["write", "/dev/null", "text"], |_| ())?.succeeded()?;
@@ -65,7 +69,8 @@ fn fifo(case: &Case) -> Verdict {
 
 fn device_in_a_new_directory(case: &Case) -> Verdict {
     let stat = case.probed(&["stat", "/dev/a/b/zero"], |config| {
-        config["linux"]["devices"] = json!([{ "path": "/dev/a/b/zero", "type": "c", "major": 1, "minor": 5 }]);
+        config["linux"]["devices"] =
+            json!([{ "path": "/dev/a/b/zero", "type": "c", "major": 1, "minor": 5 }]);
     })?;
     ensure_eq!(stat.succeeded()?.json()?["/dev/a/b/zero"]["type"], "c", "type");
     Ok(())
@@ -73,12 +78,15 @@ fn device_in_a_new_directory(case: &Case) -> Verdict {
 
 /// A device that is no default one: /dev/kmsg's number, under another name.
 fn with_kmsg(config: &mut Value, rules: Value) {
-    config["linux"]["devices"] = json!([{ "path": "/dev/messages", "type": "c", "major": 1, "minor": 11, "fileMode": 0o666 }]);
+    config["linux"]["devices"] =
+        json!([{ "path": "/dev/messages", "type": "c", "major": 1, "minor": 11, "fileMode": 0o666 }]);
     config["linux"]["resources"]["devices"] = rules;
 }
 
 fn access_is_denied(case: &Case) -> Verdict {
-    let output = case.probed(&["append", "/dev/messages", ""], |config| with_kmsg(config, json!([{ "allow": false, "access": "rwm" }])))?;
+    let output = case.probed(&["append", "/dev/messages", ""], |config| {
+        with_kmsg(config, json!([{ "allow": false, "access": "rwm" }]))
+    })?;
     ensure_eq!(output.status, libc::EPERM, "exit status of opening a denied device");
     // The default ones can be used all the same.
     case.probed(&["write", "/dev/full", ""], |_| ())?.succeeded()?;
@@ -92,11 +100,21 @@ fn access_is_allowed(case: &Case) -> Verdict {
 }
 
 fn nodes_can_be_made_but_not_used(case: &Case) -> Verdict {
-    let mknod = |device: u64| ["syscall".into(), libc::SYS_mknodat.to_string(), "-100".into(), "0".into(), (0o020_666).to_string(), device.to_string()];
+    let mknod = |device: u64| {
+        [
+            "syscall".into(),
+            libc::SYS_mknodat.to_string(),
+            "-100".into(),
+            "0".into(),
+            (0o020_666).to_string(),
+            device.to_string(),
+        ]
+    };
     // A null path is EFAULT, which is after the check of capabilities: enough to tell EPERM from it.
     let words = mknod(libc::makedev(1, 11));
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let output = case.probed(&words, |config| config["process"]["capabilities"]["bounding"] = json!(["CAP_MKNOD"]))?;
+    let output =
+        case.probed(&words, |config| config["process"]["capabilities"]["bounding"] = json!(["CAP_MKNOD"]))?;
     ensure!([libc::EFAULT, libc::EPERM].contains(&output.status), "exit status {}", output.status);
     Ok(())
 }
@@ -117,7 +135,12 @@ fn devices_in_a_user_namespace(case: &Case) -> Verdict {
 fn bound_dev_is_left_alone(case: &Case) -> Verdict {
     let dev = case.directory.join("dev");
     fs::create_dir(&dev)?;
-    nix::sys::stat::mknod(&dev.join("null"), SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), libc::makedev(1, 3))?;
+    nix::sys::stat::mknod(
+        &dev.join("null"),
+        SFlag::S_IFCHR,
+        Mode::from_bits_truncate(0o666),
+        libc::makedev(1, 3),
+    )?;
     let bundle = case.bundle(|config| {
         let mounts = config["mounts"].as_array_mut().unwrap();
         mounts.retain(|mount| !mount["destination"].as_str().is_some_and(|path| path.starts_with("/dev")));

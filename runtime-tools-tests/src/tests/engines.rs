@@ -25,16 +25,22 @@ fn containerd(case: &Case) -> Verdict {
         let global = ["--log", text(&log), "--log-format", "json"];
         case.call(&[&global[..], arguments].concat())
     };
-    call(&["create", "--bundle", text(&bundle.path), "--pid-file", text(&pid_file), &case.id])?.succeeded()?;
+    call(&["create", "--bundle", text(&bundle.path), "--pid-file", text(&pid_file), &case.id])?
+        .succeeded()?;
     let pid: u64 = fs::read_to_string(&pid_file)?.parse()?;
     ensure_eq!(case.state()?["pid"], pid, "pid");
     call(&["start", &case.id])?.succeeded()?;
     let process = bundle.path.join("process.json");
-    fs::write(&process, json!({ "args": ["/probe", "wait"], "cwd": "/", "user": { "uid": 0, "gid": 0 } }).to_string())?;
+    fs::write(
+        &process,
+        json!({ "args": ["/probe", "wait"], "cwd": "/", "user": { "uid": 0, "gid": 0 } }).to_string(),
+    )?;
     let exec_pid = bundle.path.join("exec.pid");
-    call(&["exec", "--process", text(&process), "--detach", "--pid-file", text(&exec_pid), &case.id])?.succeeded()?;
+    call(&["exec", "--process", text(&process), "--detach", "--pid-file", text(&exec_pid), &case.id])?
+        .succeeded()?;
     let exec_pid: u64 = fs::read_to_string(&exec_pid)?.parse()?;
-    let mut pids: Vec<u64> = serde_json::from_str(&call(&["ps", "--format", "json", &case.id])?.succeeded()?.stdout)?;
+    let mut pids: Vec<u64> =
+        serde_json::from_str(&call(&["ps", "--format", "json", &case.id])?.succeeded()?.stdout)?;
     pids.sort_unstable();
     let mut expected = [pid, exec_pid];
     expected.sort_unstable();
@@ -55,8 +61,13 @@ fn containerd_kills_what_has_ended(case: &Case) -> Verdict {
     case.call(&["kill", &case.id, "9"])?.succeeded()?;
     case.until_status("stopped")?;
     let output = case.call(&["kill", &case.id, "9"])?.failed_with(&[])?;
-    let known = ["os: process already finished", "container not running", "no such process", "does not exist"];
-    ensure!(known.iter().any(|words| output.stderr.to_lowercase().contains(words)), "containerd doesn't take {:?} for an end", output.stderr);
+    let known =
+        ["os: process already finished", "container not running", "no such process", "does not exist"];
+    ensure!(
+        known.iter().any(|words| output.stderr.to_lowercase().contains(words)),
+        "containerd doesn't take {:?} for an end",
+        output.stderr
+    );
     Ok(())
 }
 
@@ -76,7 +87,10 @@ fn podman(case: &Case) -> Verdict {
     let create = ["create", "--bundle", text(&bundle.path), "--pid-file", text(&pid_file), &case.id];
     case.call(&[&global[..], &create].concat())?.failed_with(&["executable file not found in"])?;
     let object: Value = serde_json::from_str(&fs::read_to_string(&log)?)?;
-    ensure!(object["msg"].as_str().is_some_and(|message| message.contains("executable file not found in")), "msg: {object}");
+    ensure!(
+        object["msg"].as_str().is_some_and(|message| message.contains("executable file not found in")),
+        "msg: {object}"
+    );
     case.nothing_left()
 }
 
@@ -86,7 +100,16 @@ fn buildah(case: &Case) -> Verdict {
         config["process"]["args"] = probe(&["exit", "0"]);
     })?;
     let pid_file = bundle.path.join("pid");
-    case.call(&["create", "--bundle", text(&bundle.path), "--pid-file", text(&pid_file), "--no-new-keyring", &case.id])?.succeeded()?;
+    case.call(&[
+        "create",
+        "--bundle",
+        text(&bundle.path),
+        "--pid-file",
+        text(&pid_file),
+        "--no-new-keyring",
+        &case.id,
+    ])?
+    .succeeded()?;
     case.call(&["start", &case.id])?.succeeded()?;
     case.until_status("stopped")?;
     case.call(&["delete", &case.id])?.succeeded()?;
@@ -96,11 +119,30 @@ fn buildah(case: &Case) -> Verdict {
 fn buildkit(case: &Case) -> Verdict {
     let bundle = case.bundle(|config| config["process"]["args"] = probe(&["exit", "3"]))?;
     let log = case.directory.join("log");
-    let output = case.call(&["--log", text(&log), "--log-format", "json", "run", "--bundle", text(&bundle.path), "--keep=false", &case.id]);
+    let output = case.call(&[
+        "--log",
+        text(&log),
+        "--log-format",
+        "json",
+        "run",
+        "--bundle",
+        text(&bundle.path),
+        "--keep=false",
+        &case.id,
+    ]);
     let output = output?;
     // Older releases have no --keep.
     if output.stderr.contains("keep") {
-        let output = case.call(&["--log", text(&log), "--log-format", "json", "run", "--bundle", text(&bundle.path), &case.id])?;
+        let output = case.call(&[
+            "--log",
+            text(&log),
+            "--log-format",
+            "json",
+            "run",
+            "--bundle",
+            text(&bundle.path),
+            &case.id,
+        ])?;
         ensure_eq!(output.status, 3, "exit status");
     }
     case.nothing_left()
@@ -140,8 +182,16 @@ fn init_is_reparented(case: &Case) -> Verdict {
     case.create(|_| ())?;
     let pid = case.state()?["pid"].to_string();
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)).unwrap_or_default().to_owned();
+    let parent = stat
+        .rsplit(')')
+        .next()
+        .and_then(|rest| rest.split_whitespace().nth(1))
+        .unwrap_or_default()
+        .to_owned();
     let name = fs::read_to_string(format!("/proc/{parent}/comm")).unwrap_or_default();
-    ensure!(!name.contains(case.runtime.name.as_str()), "a process of the runtime's is left as the parent: {parent} {name}");
+    ensure!(
+        !name.contains(case.runtime.name.as_str()),
+        "a process of the runtime's is left as the parent: {parent} {name}"
+    );
     Ok(())
 }

@@ -110,11 +110,15 @@ fn rootfs_that_is_a_file(case: &Case) -> Verdict {
 }
 
 fn program_that_is_not_there(case: &Case) -> Verdict {
-    refused(case, &["/no/such", "no such file or directory"], |config| config["process"]["args"] = json!(["/no/such"]))
+    refused(case, &["/no/such", "no such file or directory"], |config| {
+        config["process"]["args"] = json!(["/no/such"])
+    })
 }
 
 fn program_that_is_not_in_path(case: &Case) -> Verdict {
-    refused(case, &["nosuch", "executable file not found in $PATH"], |config| config["process"]["args"] = json!(["nosuch"]))
+    refused(case, &["nosuch", "executable file not found in $PATH"], |config| {
+        config["process"]["args"] = json!(["nosuch"])
+    })
 }
 
 fn program_that_is_not_executable(case: &Case) -> Verdict {
@@ -147,7 +151,8 @@ fn program_for_another_architecture(case: &Case) -> Verdict {
     program[18..20].copy_from_slice(&243u16.to_le_bytes()); // EM_RISCV
     fs::write(bundle.rootfs().join("other"), program)?;
     fs::set_permissions(bundle.rootfs().join("other"), Permissions::from_mode(0o755))?;
-    let words: &[&str] = if case.runtime.name == "damda" { &["exec format error", "riscv"] } else { &["xec format error"] };
+    let words: &[&str] =
+        if case.runtime.name == "damda" { &["exec format error", "riscv"] } else { &["xec format error"] };
     refused_by_the_kernel(case, &bundle, words)
 }
 
@@ -155,7 +160,11 @@ fn script_without_interpreter(case: &Case) -> Verdict {
     let bundle = case.bundle(|config| config["process"]["args"] = json!(["/script"]))?;
     fs::write(bundle.rootfs().join("script"), "#!/no/interpreter\n")?;
     fs::set_permissions(bundle.rootfs().join("script"), Permissions::from_mode(0o755))?;
-    let words: &[&str] = if case.runtime.name == "damda" { &["/no/interpreter", "no such file or directory"] } else { &["o such file or directory"] };
+    let words: &[&str] = if case.runtime.name == "damda" {
+        &["/no/interpreter", "no such file or directory"]
+    } else {
+        &["o such file or directory"]
+    };
     refused_by_the_kernel(case, &bundle, words)
 }
 
@@ -189,12 +198,15 @@ fn namespace_twice(case: &Case) -> Verdict {
 }
 
 fn unknown_namespace(case: &Case) -> Verdict {
-    refused(case, &["/linux/namespaces/1"], |config| config["linux"]["namespaces"][1]["type"] = json!("space"))
+    refused(case, &["/linux/namespaces/1"], |config| {
+        config["linux"]["namespaces"][1]["type"] = json!("space")
+    })
 }
 
 fn mount_source_that_is_not_there(case: &Case) -> Verdict {
     refused(case, &["/mounts/1", "/no/where"], |config| {
-        config["mounts"][1] = json!({ "destination": "/tmp", "type": "bind", "source": "/no/where", "options": ["bind"] });
+        config["mounts"][1] =
+            json!({ "destination": "/tmp", "type": "bind", "source": "/no/where", "options": ["bind"] });
     })
 }
 
@@ -206,7 +218,8 @@ fn unknown_file_system(case: &Case) -> Verdict {
 
 fn mount_of_a_file_on_a_directory(case: &Case) -> Verdict {
     refused(case, &["/mounts/1", "not a directory"], |config| {
-        config["mounts"][1] = json!({ "destination": "/tmp", "type": "bind", "source": "/etc/passwd", "options": ["bind"] });
+        config["mounts"][1] =
+            json!({ "destination": "/tmp", "type": "bind", "source": "/etc/passwd", "options": ["bind"] });
     })
 }
 
@@ -245,7 +258,9 @@ fn bad_ids(case: &Case) -> Verdict {
     let outside = case.directory.join("outside");
     fs::create_dir(&outside)?;
     for id in ["", ".", "..", "../outside", "a/b", "a b", "a\nb", "ä"] {
-        for arguments in [&["create", "--bundle", text(&bundle.path), "--", id][..], &["delete", "--force", "--", id]] {
+        for arguments in
+            [&["create", "--bundle", text(&bundle.path), "--", id][..], &["delete", "--force", "--", id]]
+        {
             if case.runtime.name != "damda" && arguments[0] == "delete" {
                 continue;
             }
@@ -274,9 +289,13 @@ fn unknown_rlimit(case: &Case) -> Verdict {
 }
 
 fn sysctl_of_the_host(case: &Case) -> Verdict {
-    refused(case, &["/linux/sysctl/vm.swappiness"], |config| config["linux"]["sysctl"] = json!({ "vm.swappiness": "1" }))?;
+    refused(case, &["/linux/sysctl/vm.swappiness"], |config| {
+        config["linux"]["sysctl"] = json!({ "vm.swappiness": "1" })
+    })?;
     if case.runtime.name == "damda" {
-        refused(case, &["/linux/sysctl"], |config| config["linux"]["sysctl"] = json!({ "net/../vm/swappiness": "1" }))?;
+        refused(case, &["/linux/sysctl"], |config| {
+            config["linux"]["sysctl"] = json!({ "net/../vm/swappiness": "1" })
+        })?;
     }
     refused(case, &["/linux/sysctl"], |config| {
         config["linux"]["namespaces"].as_array_mut().unwrap().remove(1);
@@ -307,7 +326,9 @@ fn bad_limits(case: &Case) -> Verdict {
     refused(case, &["/linux/resources/memory/limit"], |config| {
         config["linux"]["resources"]["memory"] = json!({ "limit": "1G" });
     })?;
-    refused(case, &["/linux/resources/cpu"], |config| config["linux"]["resources"]["cpu"] = json!({ "cpus": "900" }))?;
+    refused(case, &["/linux/resources/cpu"], |config| {
+        config["linux"]["resources"]["cpu"] = json!({ "cpus": "900" })
+    })?;
     refused(case, &["/linux/resources/unified"], |config| {
         config["linux"]["resources"]["unified"] = json!({ "../memory.max": "1" });
     })
@@ -336,6 +357,7 @@ fn configuration_that_is_deep_or_huge(case: &Case) -> Verdict {
 
 fn pid_file_that_cannot_be_written(case: &Case) -> Verdict {
     let bundle = case.bundle(|_| ())?;
-    case.call(&["create", "--bundle", text(&bundle.path), "--pid-file", "/no/where/pid", &case.id])?.failed_with(&["/no/where/"])?;
+    case.call(&["create", "--bundle", text(&bundle.path), "--pid-file", "/no/where/pid", &case.id])?
+        .failed_with(&["/no/where/"])?;
     case.nothing_left()
 }

@@ -26,7 +26,9 @@ tests![
 ];
 
 fn namespaces_and_cgroups_of_the_container(case: &Case) -> Verdict {
-    case.start(|config| config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "cgroup" })))?;
+    case.start(|config| {
+        config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "cgroup" }))
+    })?;
     let pid = case.state()?["pid"].to_string();
     let report = case.exec(&[], &["report"])?.succeeded()?.json()?;
     for kind in ["pid", "net", "ipc", "uts", "mnt", "cgroup", "user"] {
@@ -36,7 +38,13 @@ fn namespaces_and_cgroups_of_the_container(case: &Case) -> Verdict {
     ensure_eq!(report["hostname"], "vessel", "host name");
     ensure_eq!(report["descriptors"].as_object().map(serde_json::Map::len), Some(3), "descriptors");
     let cgroup = report["cgroup"].as_str().unwrap_or_default();
-    ensure!(cgroup.lines().filter(|line| line.contains("pids") || line.starts_with("0::")).all(|line| line.ends_with(":/")), "cgroup: {cgroup}");
+    ensure!(
+        cgroup
+            .lines()
+            .filter(|line| line.contains("pids") || line.starts_with("0::"))
+            .all(|line| line.ends_with(":/")),
+        "cgroup: {cgroup}"
+    );
     Ok(())
 }
 
@@ -114,9 +122,16 @@ fn detached(case: &Case) -> Verdict {
     case.exec(&["--detach", "--pid-file", text(&file)], &["wait"])?.succeeded()?;
     let pid = fs::read_to_string(&file)?;
     let link = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid"));
-    ensure_eq!(link(&pid)?, link(&case.state()?["pid"].to_string())?, "pid namespace of the process in the pid file");
+    ensure_eq!(
+        link(&pid)?,
+        link(&case.state()?["pid"].to_string())?,
+        "pid namespace of the process in the pid file"
+    );
     let pids = case.call(&["ps", "--format", "json", &case.id])?.succeeded()?.json()?;
-    ensure!(pids.as_array().is_some_and(|all| all.iter().any(|one| one.to_string() == pid)), "ps lacks {pid}: {pids}");
+    ensure!(
+        pids.as_array().is_some_and(|all| all.iter().any(|one| one.as_u64() == pid.parse().ok())),
+        "ps lacks {pid}: {pids}"
+    );
     Ok(())
 }
 
@@ -209,12 +224,15 @@ fn descriptors(case: &Case) -> Verdict {
     case.start(|_| ())?;
     let script = format!(
         "exec 3</etc/hosts 4</etc/passwd; exec {:?} --root {:?} exec --preserve-fds 1 {} /probe report",
-        case.runtime.binary, case.state_directory(), case.id
+        case.runtime.binary,
+        case.state_directory(),
+        case.id
     );
     let mut command = std::process::Command::new("sh");
     command.args(["-c", &script]);
     let report = case.finish(command)?.succeeded()?.json()?;
-    let numbers: Vec<_> = report["descriptors"].as_object().into_iter().flatten().map(|(number, _)| number.as_str()).collect();
+    let numbers: Vec<_> =
+        report["descriptors"].as_object().into_iter().flatten().map(|(number, _)| number.as_str()).collect();
     ensure_eq!(numbers, ["0", "1", "2", "3"], "descriptors");
     Ok(())
 }

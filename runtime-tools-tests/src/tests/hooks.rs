@@ -21,7 +21,8 @@ tests![
     "runtime.md, Lifecycle: poststop after a failed create" => poststop_after_failure,
 ];
 
-const KINDS: [&str; 6] = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
+const KINDS: [&str; 6] =
+    ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
 
 /// A hook that appends its kind to a file. startContainer's runs inside, where the file is in the
 /// root file system.
@@ -50,7 +51,11 @@ fn kinds(lines: &[Value]) -> Vec<String> {
 }
 
 fn all(case: &Case) -> Value {
-    KINDS.iter().map(|kind| (kind.to_string(), json!([hook(case, kind, "0")]))).collect::<serde_json::Map<_, _>>().into()
+    KINDS
+        .iter()
+        .map(|kind| (kind.to_string(), json!([hook(case, kind, "0")])))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 fn order_and_state(case: &Case) -> Verdict {
@@ -81,7 +86,11 @@ fn order_and_state(case: &Case) -> Verdict {
         };
         // runc says "created" in createRuntime and createContainer.
         let allowed = [status, if status == "creating" { "created" } else { status }];
-        ensure!(allowed.iter().any(|allowed| state["status"] == *allowed), "{kind}: status {}", state["status"]);
+        ensure!(
+            allowed.iter().any(|allowed| state["status"] == *allowed),
+            "{kind}: status {}",
+            state["status"]
+        );
         if kind == "prestart" || kind == "createRuntime" || kind == "poststart" {
             ensure_eq!(state["pid"], pid, "{kind}: pid");
         }
@@ -138,7 +147,8 @@ fn failure_before_start(case: &Case) -> Verdict {
             config["hooks"] = json!({ kind: [hook(case, kind, "3"), hook(case, kind, "0")] });
             config["process"]["args"] = probe(&["write", "/ran", ""]);
         })?;
-        let words: Vec<String> = if case.runtime.name == "damda" { vec![format!("/hooks/{kind}/0"), "3".into()] } else { vec![] };
+        let words: Vec<String> =
+            if case.runtime.name == "damda" { vec![format!("/hooks/{kind}/0"), "3".into()] } else { vec![] };
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         case.call(&["create", "--bundle", text(&bundle.path), &case.id])?.failed_with(&words)?;
         case.nothing_left()?;
@@ -172,7 +182,8 @@ fn failure_after_start(case: &Case) -> Verdict {
         crate::skip!("crun makes it a warning, as older specifications had it");
     }
     case.create(|config| {
-        config["hooks"] = json!({ "poststart": [hook(case, "poststart", "3")], "poststop": [hook(case, "poststop", "0")] });
+        config["hooks"] =
+            json!({ "poststart": [hook(case, "poststart", "3")], "poststop": [hook(case, "poststop", "0")] });
         config["process"]["args"] = probe(&["wait"]);
     })?;
     case.call(&["start", &case.id])?.failed_with(&[])?;
@@ -213,8 +224,10 @@ fn relative_path(case: &Case) -> Verdict {
 }
 
 fn missing_program(case: &Case) -> Verdict {
-    let bundle = case.bundle(|config| config["hooks"] = json!({ "createRuntime": [{ "path": "/no/such/hook" }] }))?;
-    let words: &[&str] = if case.runtime.name == "damda" { &["/hooks/createRuntime/0", "/no/such/hook"] } else { &[] };
+    let bundle =
+        case.bundle(|config| config["hooks"] = json!({ "createRuntime": [{ "path": "/no/such/hook" }] }))?;
+    let words: &[&str] =
+        if case.runtime.name == "damda" { &["/hooks/createRuntime/0", "/no/such/hook"] } else { &[] };
     case.run(&bundle)?.failed_with(words)?;
     case.nothing_left()
 }

@@ -42,7 +42,11 @@ fn state_of_a_created_container(case: &Case) -> Verdict {
     ensure_eq!(state["status"], "created", "status");
     ensure_eq!(state["bundle"], text(&bundle.path), "bundle");
     ensure!(state["pid"].as_u64().is_some_and(|pid| pid > 1), "pid: {}", state["pid"]);
-    ensure!(state["ociVersion"].as_str().is_some_and(|version| version.starts_with("1.")), "ociVersion: {}", state["ociVersion"]);
+    ensure!(
+        state["ociVersion"].as_str().is_some_and(|version| version.starts_with("1.")),
+        "ociVersion: {}",
+        state["ociVersion"]
+    );
     Ok(())
 }
 
@@ -120,7 +124,8 @@ fn kill_of_a_created_container(case: &Case) -> Verdict {
 }
 
 fn signals_by_name_and_number(case: &Case) -> Verdict {
-    for (signal, ended) in [("TERM", true), ("SIGTERM", true), ("15", true), ("sigterm", true), ("0", false)] {
+    for (signal, ended) in [("TERM", true), ("SIGTERM", true), ("15", true), ("sigterm", true), ("0", false)]
+    {
         case.start(|_| ())?;
         case.call(&["kill", &case.id, signal])?.succeeded()?;
         if ended {
@@ -191,7 +196,8 @@ fn annotations_are_in_the_state(case: &Case) -> Verdict {
 
 fn run_exits_as_the_program(case: &Case) -> Verdict {
     for status in [0, 1, 7, 255] {
-        let bundle = case.bundle(|config| config["process"]["args"] = probe(&["exit", &status.to_string()]))?;
+        let bundle =
+            case.bundle(|config| config["process"]["args"] = probe(&["exit", &status.to_string()]))?;
         ensure_eq!(case.run(&bundle)?.status, status, "exit status");
     }
     Ok(())
@@ -201,7 +207,8 @@ fn run_exits_by_signal(case: &Case) -> Verdict {
     let bundle = case.bundle(|config| config["process"]["args"] = probe(&["wait"]))?;
     let mut command = case.command(&["run", "--bundle", text(&bundle.path), &case.id]);
     let mut child = command.stdout(fs::File::create(case.directory.join("out"))?).spawn()?;
-    let killed = crate::case::until("a running container", || Ok(case.call(&["kill", &case.id, "KILL"])?.status == 0));
+    let killed =
+        crate::case::until("a running container", || Ok(case.call(&["kill", &case.id, "KILL"])?.status == 0));
     let status = child.wait()?;
     killed?;
     ensure_eq!(status.code(), Some(137), "exit status");
@@ -231,7 +238,8 @@ fn run_keeps_the_container(case: &Case) -> Verdict {
 fn run_detached(case: &Case) -> Verdict {
     let bundle = case.bundle(|config| config["process"]["args"] = probe(&["wait"]))?;
     let file = case.directory.join("pid");
-    case.call(&["run", "--detach", "--bundle", text(&bundle.path), "--pid-file", text(&file), &case.id])?.succeeded()?;
+    case.call(&["run", "--detach", "--bundle", text(&bundle.path), "--pid-file", text(&file), &case.id])?
+        .succeeded()?;
     let state = case.state()?;
     ensure_eq!(state["status"], "running", "status");
     ensure_eq!(fs::read_to_string(&file)?, state["pid"].to_string(), "the pid file");

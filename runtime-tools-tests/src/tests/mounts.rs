@@ -42,11 +42,16 @@ fn bind_of_a_directory_and_a_file(case: &Case) -> Verdict {
     let volume = case.directory.join("volume");
     fs::create_dir(&volume)?;
     fs::write(volume.join("file"), "content")?;
-    let read = case.probed(&["read", "/data/file"], |config| add(config, bind(&volume, "/data", &["bind"])))?;
+    let read =
+        case.probed(&["read", "/data/file"], |config| add(config, bind(&volume, "/data", &["bind"])))?;
     ensure_eq!(read.succeeded()?.stdout, "content", "the file in the directory");
-    let read = case.probed(&["read", "/one"], |config| add(config, bind(&volume.join("file"), "/one", &["rbind"])))?;
+    let read =
+        case.probed(&["read", "/one"], |config| add(config, bind(&volume.join("file"), "/one", &["rbind"])))?;
     ensure_eq!(read.succeeded()?.stdout, "content", "the file");
-    case.probed(&["write", "/data/new", "new"], |config| add(config, bind(&volume, "/data", &["bind", "rw"])))?.succeeded()?;
+    case.probed(&["write", "/data/new", "new"], |config| {
+        add(config, bind(&volume, "/data", &["bind", "rw"]))
+    })?
+    .succeeded()?;
     ensure_eq!(fs::read_to_string(volume.join("new"))?, "new", "what the container wrote");
     Ok(())
 }
@@ -70,7 +75,8 @@ fn bind_makes_its_target(case: &Case) -> Verdict {
 fn bind_read_only(case: &Case) -> Verdict {
     let volume = case.directory.join("volume");
     fs::create_dir(&volume)?;
-    let output = case.probed(&["write", "/data/new", ""], |config| add(config, bind(&volume, "/data", &["bind", "ro"])))?;
+    let output = case
+        .probed(&["write", "/data/new", ""], |config| add(config, bind(&volume, "/data", &["bind", "ro"])))?;
     ensure_eq!(output.status, libc::EROFS, "exit status of a write");
     Ok(())
 }
@@ -85,7 +91,11 @@ fn with_nested_mount(case: &Case, words: &[&str], options: &[&str]) -> Verdict<c
     })?;
     let script = format!(
         "mount -t tmpfs tmpfs {:?} && exec {:?} --root {:?} run --bundle {:?} {}",
-        volume.join("below"), case.runtime.binary, case.state_directory(), bundle.path, case.id
+        volume.join("below"),
+        case.runtime.binary,
+        case.state_directory(),
+        bundle.path,
+        case.id
     );
     let mut command = std::process::Command::new("unshare");
     command.args(["-m", "sh", "-c", &script]);
@@ -115,7 +125,8 @@ fn recursive_attributes(case: &Case) -> Verdict {
 fn attributes_of_a_bind(case: &Case) -> Verdict {
     let volume = case.directory.join("volume");
     fs::create_dir(&volume)?;
-    let report = case.report(|config| add(config, bind(&volume, "/data", &["bind", "nosuid", "nodev", "noexec", "ro"])))?;
+    let report = case
+        .report(|config| add(config, bind(&volume, "/data", &["bind", "nosuid", "nodev", "noexec", "ro"])))?;
     let data = mount(&report, "/data")?;
     for option in ["nosuid", "nodev", "noexec", "ro"] {
         ensure!(has_option(data, option), "{option} is missing: {data}");
@@ -153,7 +164,10 @@ fn tmpfs_with_options(case: &Case) -> Verdict {
 
 fn copy_up(case: &Case) -> Verdict {
     let bundle = case.bundle(|config| {
-        add(config, json!({ "destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"] }));
+        add(
+            config,
+            json!({ "destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"] }),
+        );
         config["process"]["args"] = probe(&["stat", "/etc/plain", "/etc/link", "/etc/sub/deep", "/etc/sub"]);
     })?;
     let etc = bundle.rootfs().join("etc");
@@ -170,14 +184,20 @@ fn copy_up(case: &Case) -> Verdict {
     ensure_eq!(stat["/etc/sub/deep"]["uid"], 12, "owner of the nested file");
     ensure_eq!(stat["/etc/sub"]["type"], "directory", "directory");
     case.probed(&["write", "/etc/plain", "changed"], |config| {
-        add(config, json!({ "destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"] }));
-    })?.succeeded()?;
+        add(
+            config,
+            json!({ "destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"] }),
+        );
+    })?
+    .succeeded()?;
     ensure_eq!(fs::read_to_string(etc.join("plain"))?, "12345", "the file in the root file system");
     Ok(())
 }
 
 fn propagation_of_a_mount(case: &Case) -> Verdict {
-    for (option, field) in [("shared", "Shared"), ("rshared", "Shared"), ("unbindable", "Unbindable"), ("private", "")] {
+    for (option, field) in
+        [("shared", "Shared"), ("rshared", "Shared"), ("unbindable", "Unbindable"), ("private", "")]
+    {
         let entry = json!({ "destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": [option] });
         let report = case.report(|config| add(config, entry))?;
         let fields = mount(&report, "/tmp")?["propagation"].to_string();
@@ -209,7 +229,10 @@ fn id_mapped_mount(case: &Case) -> Verdict {
 
 fn relative_source(case: &Case) -> Verdict {
     let bundle = case.bundle(|config| {
-        add(config, json!({ "destination": "/data", "type": "bind", "source": "beside", "options": ["bind"] }));
+        add(
+            config,
+            json!({ "destination": "/data", "type": "bind", "source": "beside", "options": ["bind"] }),
+        );
         config["process"]["args"] = probe(&["read", "/data/file"]);
     })?;
     fs::create_dir(bundle.path.join("beside"))?;
@@ -260,7 +283,11 @@ fn cgroup_mount(case: &Case) -> Verdict {
                 config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "cgroup" }));
             }
         })?;
-        ensure!([libc::EROFS, libc::EACCES, libc::ENOENT].contains(&output.status), "a write to a read-only cgroup: {}", output.status);
+        ensure!(
+            [libc::EROFS, libc::EACCES, libc::ENOENT].contains(&output.status),
+            "a write to a read-only cgroup: {}",
+            output.status
+        );
     }
     Ok(())
 }
@@ -295,7 +322,10 @@ fn access_time_options(case: &Case) -> Verdict {
         ensure!(has_option(mount(&report, "/tmp")?, option), "{option}: {}", mount(&report, "/tmp")?);
     }
     let report = case.report(|config| {
-        add(config, json!({ "destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["strictatime"] }));
+        add(
+            config,
+            json!({ "destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["strictatime"] }),
+        );
     })?;
     ensure!(!has_option(mount(&report, "/tmp")?, "relatime"), "strictatime: {}", mount(&report, "/tmp")?);
     Ok(())
@@ -304,7 +334,8 @@ fn access_time_options(case: &Case) -> Verdict {
 fn bind_of_special_files(case: &Case) -> Verdict {
     let socket = case.directory.join("socket");
     let _listener = std::os::unix::net::UnixListener::bind(&socket)?;
-    let stat = case.probed(&["stat", "/run/socket"], |config| add(config, bind(&socket, "/run/socket", &["bind"])))?;
+    let stat =
+        case.probed(&["stat", "/run/socket"], |config| add(config, bind(&socket, "/run/socket", &["bind"])))?;
     ensure_eq!(stat.succeeded()?.json()?["/run/socket"]["type"], "socket", "type");
     let _ = text(&socket);
     Ok(())

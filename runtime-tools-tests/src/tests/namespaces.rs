@@ -55,7 +55,10 @@ fn new_namespaces(case: &Case) -> Verdict {
 fn namespaces_of_the_runtime(case: &Case) -> Verdict {
     let report = case.report(|config| {
         set(config, &["mount"]);
-        config["mounts"].as_array_mut().unwrap().retain(|mount| mount["type"] != "sysfs" && mount["type"] != "mqueue");
+        config["mounts"]
+            .as_array_mut()
+            .unwrap()
+            .retain(|mount| mount["type"] != "sysfs" && mount["type"] != "mqueue");
     })?;
     let own = own()?;
     for kind in ["pid", "net", "ipc", "uts", "cgroup", "user"] {
@@ -175,7 +178,8 @@ fn time_offsets(case: &Case) -> Verdict {
     }
     let report = case.report(|config| {
         config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "time" }));
-        config["linux"]["timeOffsets"] = json!({ "monotonic": { "secs": 1000, "nanosecs": 5 }, "boottime": { "secs": 2000 } });
+        config["linux"]["timeOffsets"] =
+            json!({ "monotonic": { "secs": 1000, "nanosecs": 5 }, "boottime": { "secs": 2000 } });
     })?;
     let offsets: Vec<&str> = report["timens"].as_str().unwrap_or_default().split_whitespace().collect();
     ensure_eq!(offsets, ["monotonic", "1000", "5", "boottime", "2000", "0"], "offsets");
@@ -194,7 +198,8 @@ fn sysctl(case: &Case) -> Verdict {
     let values = [("net.ipv4.ip_forward", "1"), ("kernel.msgmax", "4321"), ("net.core.somaxconn", "256")];
     for (name, value) in values {
         let path = format!("/proc/sys/{}", name.replace('.', "/"));
-        let read = case.probed(&["read", &path], |config| config["linux"]["sysctl"] = json!({ name: value }))?;
+        let read =
+            case.probed(&["read", &path], |config| config["linux"]["sysctl"] = json!({ name: value }))?;
         ensure_eq!(read.succeeded()?.stdout.trim(), value, "{name}");
     }
     Ok(())

@@ -45,7 +45,8 @@ fn arguments_environment_directory(case: &Case) -> Verdict {
     for (name, value) in [("PATH", "/bin"), ("ONE", "1"), ("EMPTY", ""), ("EQUALS", "a=b")] {
         ensure_eq!(environment[name], value, "{name}");
     }
-    let others: Vec<_> = environment.as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+    let others: Vec<_> =
+        environment.as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
     ensure_eq!(others, ["EMPTY", "EQUALS", "HOME", "ONE", "PATH"], "names");
     Ok(())
 }
@@ -63,7 +64,10 @@ fn program_by_path(case: &Case) -> Verdict {
 
 fn home_from_passwd(case: &Case) -> Verdict {
     let bundle = case.bundle(|config| config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 }))?;
-    fs::write(bundle.rootfs().join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n")?;
+    fs::write(
+        bundle.rootfs().join("etc/passwd"),
+        "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n",
+    )?;
     ensure_eq!(case.run(&bundle)?.succeeded()?.json()?["environment"]["HOME"], "/home/user", "HOME");
     let bundle = case.bundle(|config| config["process"]["env"] = json!(["HOME=/mine"]))?;
     ensure_eq!(case.run(&bundle)?.succeeded()?.json()?["environment"]["HOME"], "/mine", "HOME that is set");
@@ -76,7 +80,8 @@ fn user_and_groups(case: &Case) -> Verdict {
     })?;
     ensure_eq!(report["uid"], json!([1234, 1234, 1234]), "uids");
     ensure_eq!(report["gid"], json!([5678, 5678, 5678]), "gids");
-    let mut groups: Vec<u64> = report["groups"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
+    let mut groups: Vec<u64> =
+        report["groups"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
     groups.retain(|gid| *gid != 5678);
     ensure_eq!(groups, [9, 10], "groups");
     Ok(())
@@ -86,7 +91,12 @@ fn no_group_of_the_caller(case: &Case) -> Verdict {
     let bundle = case.bundle(|_| ())?;
     let mut command = std::process::Command::new("setpriv");
     command.args(["--groups", "4,20", "--inh-caps", "+chown"]).arg(&case.runtime.binary);
-    command.arg("--root").arg(case.state_directory()).args(["run", "--bundle", crate::case::text(&bundle.path), &case.id]);
+    command.arg("--root").arg(case.state_directory()).args([
+        "run",
+        "--bundle",
+        crate::case::text(&bundle.path),
+        &case.id,
+    ]);
     let report = case.finish(command)?.succeeded()?.json()?;
     let groups: Vec<_> = report["groups"].as_array().into_iter().flatten().filter(|gid| **gid != 0).collect();
     ensure!(groups.is_empty(), "groups of the caller: {groups:?}");
@@ -135,7 +145,8 @@ fn ambient_capabilities_of_a_user(case: &Case) -> Verdict {
 }
 
 fn unknown_capability(case: &Case) -> Verdict {
-    let bundle = case.bundle(|config| config["process"]["capabilities"]["bounding"] = json!(["CAP_KILL", "CAP_FLY"]))?;
+    let bundle =
+        case.bundle(|config| config["process"]["capabilities"]["bounding"] = json!(["CAP_KILL", "CAP_FLY"]))?;
     let output = case.run(&bundle)?.succeeded()?;
     ensure!(output.stderr.contains("CAP_FLY"), "no warning: {:?}", output.stderr);
     ensure_eq!(output.json()?["capabilities"]["bounding"], json!(["CAP_KILL"]), "bounding");
@@ -158,7 +169,12 @@ fn no_new_privileges(case: &Case) -> Verdict {
 }
 
 fn rlimits(case: &Case) -> Verdict {
-    let limits = [("RLIMIT_NOFILE", 512, 1024), ("RLIMIT_CORE", 0, 100), ("RLIMIT_NPROC", 50, 60), ("RLIMIT_STACK", 1 << 22, 1 << 23)];
+    let limits = [
+        ("RLIMIT_NOFILE", 512, 1024),
+        ("RLIMIT_CORE", 0, 100),
+        ("RLIMIT_NPROC", 50, 60),
+        ("RLIMIT_STACK", 1 << 22, 1 << 23),
+    ];
     let list = limits.map(|(name, soft, hard)| json!({ "type": name, "soft": soft, "hard": hard }));
     let report = case.report(|config| config["process"]["rlimits"] = json!(list))?;
     for (name, soft, hard) in limits {
@@ -177,7 +193,8 @@ fn scheduler(case: &Case) -> Verdict {
     if case.runtime.name != "damda" {
         crate::skip!("Debian's runc and crun are older than this property");
     }
-    let report = case.report(|config| config["process"]["scheduler"] = json!({ "policy": "SCHED_BATCH", "nice": 5 }))?;
+    let report =
+        case.report(|config| config["process"]["scheduler"] = json!({ "policy": "SCHED_BATCH", "nice": 5 }))?;
     ensure_eq!(report["scheduler"]["policy"], 3, "policy");
     ensure_eq!(report["scheduler"]["nice"], 5, "nice");
     Ok(())
@@ -187,7 +204,9 @@ fn io_priority(case: &Case) -> Verdict {
     if case.runtime.name != "damda" {
         crate::skip!("Debian's runc and crun are older than this property");
     }
-    let report = case.report(|config| config["process"]["ioPriority"] = json!({ "class": "IOPRIO_CLASS_BE", "priority": 6 }))?;
+    let report = case.report(|config| {
+        config["process"]["ioPriority"] = json!({ "class": "IOPRIO_CLASS_BE", "priority": 6 })
+    })?;
     ensure_eq!(report["scheduler"]["ioClass"], 2, "class");
     ensure_eq!(report["scheduler"]["ioPriority"], 6, "priority");
     Ok(())

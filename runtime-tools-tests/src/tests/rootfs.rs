@@ -26,7 +26,8 @@ tests![
 fn read_only_root(case: &Case) -> Verdict {
     let output = case.probed(&["write", "/file", ""], |config| config["root"]["readonly"] = json!(true))?;
     ensure_eq!(output.status, libc::EROFS, "exit status of a write to a read-only root");
-    case.probed(&["write", "/dev/shm/file", ""], |config| config["root"]["readonly"] = json!(true))?.succeeded()?;
+    case.probed(&["write", "/dev/shm/file", ""], |config| config["root"]["readonly"] = json!(true))?
+        .succeeded()?;
     case.probed(&["write", "/file", ""], |_| ())?.succeeded()?;
     Ok(())
 }
@@ -47,9 +48,16 @@ fn root_path_through_a_link(case: &Case) -> Verdict {
 
 fn no_mount_of_the_host(case: &Case) -> Verdict {
     let report = case.report(|_| ())?;
-    let targets: Vec<_> = report["mounts"].as_array().into_iter().flatten().filter_map(|mount| mount["target"].as_str()).collect();
+    let targets: Vec<_> = report["mounts"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|mount| mount["target"].as_str())
+        .collect();
     for target in &targets {
-        let ours = ["/", "/proc", "/dev", "/sys"].contains(target) || target.starts_with("/proc/") || target.starts_with("/dev/");
+        let ours = ["/", "/proc", "/dev", "/sys"].contains(target)
+            || target.starts_with("/proc/")
+            || target.starts_with("/dev/");
         ensure!(ours, "{target} is mounted: {targets:?}");
     }
     ensure_eq!(targets.iter().filter(|target| **target == "/").count(), 1, "mounts at /");
@@ -57,7 +65,9 @@ fn no_mount_of_the_host(case: &Case) -> Verdict {
 }
 
 fn masked_paths(case: &Case) -> Verdict {
-    let stat = case.probed(&["stat", "/proc/version"], |config| config["linux"]["maskedPaths"] = json!(["/proc/version"]))?;
+    let stat = case.probed(&["stat", "/proc/version"], |config| {
+        config["linux"]["maskedPaths"] = json!(["/proc/version"])
+    })?;
     let stat = stat.succeeded()?.json()?;
     ensure_eq!(stat["/proc/version"]["type"], "c", "type of a masked file");
     ensure_eq!(stat["/proc/version"]["minor"], 3, "minor number of a masked file: /dev/null's");
@@ -77,15 +87,25 @@ fn masked_directory_is_read_only_and_empty(case: &Case) -> Verdict {
     })?;
     fs::write(bundle.rootfs().join("etc/secret"), "secret")?;
     ensure_eq!(case.run(&bundle)?.succeeded()?.stdout.trim(), "", "entries");
-    let output = case.probed(&["write", "/etc/new", ""], |config| config["linux"]["maskedPaths"] = json!(["/etc"]))?;
+    let output =
+        case.probed(&["write", "/etc/new", ""], |config| config["linux"]["maskedPaths"] = json!(["/etc"]))?;
     ensure_eq!(output.status, libc::EROFS, "exit status of a write to a masked directory");
     Ok(())
 }
 
 fn read_only_paths(case: &Case) -> Verdict {
-    let change = |config: &mut serde_json::Value| config["linux"]["readonlyPaths"] = json!(["/proc/sys", "/etc"]);
-    ensure_eq!(case.probed(&["write", "/etc/new", ""], change)?.status, libc::EROFS, "exit status of a write in /etc");
-    ensure_eq!(case.probed(&["write", "/proc/sys/kernel/hostname", "x"], change)?.status, libc::EROFS, "exit status of a write in /proc/sys");
+    let change =
+        |config: &mut serde_json::Value| config["linux"]["readonlyPaths"] = json!(["/proc/sys", "/etc"]);
+    ensure_eq!(
+        case.probed(&["write", "/etc/new", ""], change)?.status,
+        libc::EROFS,
+        "exit status of a write in /etc"
+    );
+    ensure_eq!(
+        case.probed(&["write", "/proc/sys/kernel/hostname", "x"], change)?.status,
+        libc::EROFS,
+        "exit status of a write in /proc/sys"
+    );
     let report = case.report(change)?;
     let sys = mount(&report, "/proc/sys")?;
     for option in ["ro", "nosuid", "nodev", "noexec"] {
@@ -106,25 +126,47 @@ fn masks_of_what_is_not_there(case: &Case) -> Verdict {
 }
 
 fn device_links(case: &Case) -> Verdict {
-    let links = [("/dev/fd", "/proc/self/fd"), ("/dev/stdin", "/proc/self/fd/0"), ("/dev/stdout", "/proc/self/fd/1"), ("/dev/stderr", "/proc/self/fd/2")];
+    let links = [
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "/proc/self/fd/0"),
+        ("/dev/stdout", "/proc/self/fd/1"),
+        ("/dev/stderr", "/proc/self/fd/2"),
+    ];
     let mut words = vec!["stat", "/dev/ptmx"];
     words.extend(links.map(|(path, _)| path));
     let stat = case.probed(&words, |_| ())?.succeeded()?.json()?;
     for (path, target) in links {
         ensure_eq!(stat[path]["target"], target, "{path}");
     }
-    ensure!(["pts/ptmx", "/dev/pts/ptmx"].iter().any(|target| stat["/dev/ptmx"]["target"] == *target), "/dev/ptmx: {}", stat["/dev/ptmx"]);
+    ensure!(
+        ["pts/ptmx", "/dev/pts/ptmx"].iter().any(|target| stat["/dev/ptmx"]["target"] == *target),
+        "/dev/ptmx: {}",
+        stat["/dev/ptmx"]
+    );
     Ok(())
 }
 
 fn propagation(case: &Case) -> Verdict {
-    let expected = [("private", ""), ("rprivate", ""), ("slave", "Master"), ("rslave", "Master"), ("shared", "Shared"), ("rshared", "Shared"), ("unbindable", "Unbindable"), ("runbindable", "Unbindable")];
+    let expected = [
+        ("private", ""),
+        ("rprivate", ""),
+        ("slave", "Master"),
+        ("rslave", "Master"),
+        ("shared", "Shared"),
+        ("rshared", "Shared"),
+        ("unbindable", "Unbindable"),
+        ("runbindable", "Unbindable"),
+    ];
     for (name, field) in expected {
         let bundle = case.bundle(|config| config["linux"]["rootfsPropagation"] = json!(name))?;
         // Slaves need a master.
         let script = format!(
             "mount --bind {0:?} {0:?} && mount --make-shared {0:?} && exec {1:?} --root {2:?} run --bundle {3:?} {4}",
-            case.directory, case.runtime.binary, case.state_directory(), bundle.path, case.id
+            case.directory,
+            case.runtime.binary,
+            case.state_directory(),
+            bundle.path,
+            case.id
         );
         let mut command = std::process::Command::new("unshare");
         command.args(["-m", "--propagation", "private", "sh", "-c", &script]);
@@ -141,17 +183,24 @@ fn propagation(case: &Case) -> Verdict {
 
 fn without_pivot(case: &Case) -> Verdict {
     let bundle = case.bundle(|_| ())?;
-    let report = case.call(&["run", "--no-pivot", "--bundle", text(&bundle.path), &case.id])?.succeeded()?.json()?;
+    let report =
+        case.call(&["run", "--no-pivot", "--bundle", text(&bundle.path), &case.id])?.succeeded()?.json()?;
     ensure!(find_mount(&report, "/proc").is_some(), "no /proc");
     Ok(())
 }
 
 fn default_file_systems(case: &Case) -> Verdict {
     let report = case.report(|_| ())?;
-    for (target, kind) in [("/proc", "proc"), ("/sys", "sysfs"), ("/dev/pts", "devpts"), ("/dev/shm", "tmpfs")] {
+    for (target, kind) in
+        [("/proc", "proc"), ("/sys", "sysfs"), ("/dev/pts", "devpts"), ("/dev/shm", "tmpfs")]
+    {
         ensure_eq!(mount(&report, target)?["type"], kind, "type of {target}");
     }
     ensure!(has_option(mount(&report, "/sys")?, "ro"), "/sys is writable");
-    ensure!(has_option(mount(&report, "/dev/shm")?, "size=65536k"), "/dev/shm: {}", mount(&report, "/dev/shm")?);
+    ensure!(
+        has_option(mount(&report, "/dev/shm")?, "size=65536k"),
+        "/dev/shm: {}",
+        mount(&report, "/dev/shm")?
+    );
     Ok(())
 }

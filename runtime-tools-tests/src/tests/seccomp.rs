@@ -66,7 +66,11 @@ fn errno(case: &Case) -> Verdict {
 
 fn kill(case: &Case) -> Verdict {
     for action in ["SCMP_ACT_KILL_PROCESS", "SCMP_ACT_KILL", "SCMP_ACT_KILL_THREAD"] {
-        ensure_eq!(status(case, deny(json!({ "action": action })))?, 128 + libc::SIGSYS, "exit status with {action}");
+        ensure_eq!(
+            status(case, deny(json!({ "action": action })))?,
+            128 + libc::SIGSYS,
+            "exit status with {action}"
+        );
     }
     Ok(())
 }
@@ -75,7 +79,11 @@ fn other_actions(case: &Case) -> Verdict {
     ensure_eq!(status(case, deny(json!({ "action": "SCMP_ACT_LOG" })))?, libc::EFAULT, "SCMP_ACT_LOG");
     // Without a tracer the call is not made.
     ensure_eq!(status(case, deny(json!({ "action": "SCMP_ACT_TRACE" })))?, libc::ENOSYS, "SCMP_ACT_TRACE");
-    ensure_eq!(status(case, deny(json!({ "action": "SCMP_ACT_TRAP" })))?, 128 + libc::SIGSYS, "SCMP_ACT_TRAP");
+    ensure_eq!(
+        status(case, deny(json!({ "action": "SCMP_ACT_TRAP" })))?,
+        128 + libc::SIGSYS,
+        "SCMP_ACT_TRAP"
+    );
     Ok(())
 }
 
@@ -98,17 +106,56 @@ fn default_action(case: &Case) -> Verdict {
 
 /// What the probe needs, and what a runtime needs after it has loaded the filter.
 const ALLOWED: &[&str] = &[
-    "read", "write", "writev", "close", "fstat", "newfstatat", "statx", "poll", "ppoll", "mmap", "mprotect", "munmap", "brk",
-    "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "execve", "exit", "exit_group", "arch_prctl", "prctl",
-    "set_tid_address", "set_robust_list", "rseq", "prlimit64", "getrandom", "futex", "sched_getaffinity", "openat", "lseek",
-    "getpid", "gettid", "tgkill", "fcntl", "ioctl", "capset", "capget", "setuid", "setgid", "setgroups", "chdir", "getdents64",
-    "epoll_ctl", "uname", "clock_gettime",
+    "read",
+    "write",
+    "writev",
+    "close",
+    "fstat",
+    "newfstatat",
+    "statx",
+    "poll",
+    "ppoll",
+    "mmap",
+    "mprotect",
+    "munmap",
+    "brk",
+    "rt_sigaction",
+    "rt_sigprocmask",
+    "rt_sigreturn",
+    "sigaltstack",
+    "execve",
+    "exit",
+    "exit_group",
+    "arch_prctl",
+    "prctl",
+    "set_tid_address",
+    "set_robust_list",
+    "rseq",
+    "prlimit64",
+    "getrandom",
+    "futex",
+    "sched_getaffinity",
+    "openat",
+    "lseek",
+    "getpid",
+    "gettid",
+    "tgkill",
+    "fcntl",
+    "ioctl",
+    "capset",
+    "capget",
+    "setuid",
+    "setgid",
+    "setgroups",
+    "chdir",
+    "getdents64",
+    "epoll_ctl",
+    "uname",
+    "clock_gettime",
 ];
 
 fn conditions(case: &Case) -> Verdict {
-    let rule = |operator: &str, value: i64| {
-        json!({ "action": "SCMP_ACT_ERRNO", "errnoRet": libc::ENOTTY, "args": [{ "index": 2, "value": value, "op": operator }] })
-    };
+    let rule = |operator: &str, value: i64| json!({ "action": "SCMP_ACT_ERRNO", "errnoRet": libc::ENOTTY, "args": [{ "index": 2, "value": value, "op": operator }] });
     // The third argument is 0.
     for (operator, value, hit) in [
         ("SCMP_CMP_EQ", 0, true),
@@ -121,7 +168,11 @@ fn conditions(case: &Case) -> Verdict {
         ("SCMP_CMP_EQ", 1 << 32, false),
     ] {
         let expected = if hit { libc::ENOTTY } else { libc::EFAULT };
-        ensure_eq!(status(case, deny(rule(operator, value)))?, expected, "exit status with {operator} {value}");
+        ensure_eq!(
+            status(case, deny(rule(operator, value)))?,
+            expected,
+            "exit status with {operator} {value}"
+        );
     }
     Ok(())
 }
@@ -148,7 +199,8 @@ fn unknown_system_call(case: &Case) -> Verdict {
 }
 
 fn other_architectures(case: &Case) -> Verdict {
-    let architectures = json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32", "SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]);
+    let architectures =
+        json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32", "SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]);
     let report = case.report(|config| {
         config["linux"]["seccomp"] = json!({
             "defaultAction": "SCMP_ACT_ALLOW",
@@ -161,7 +213,12 @@ fn other_architectures(case: &Case) -> Verdict {
 }
 
 fn flags(case: &Case) -> Verdict {
-    for flags in [json!(["SECCOMP_FILTER_FLAG_TSYNC"]), json!(["SECCOMP_FILTER_FLAG_LOG"]), json!(["SECCOMP_FILTER_FLAG_SPEC_ALLOW"]), json!([])] {
+    for flags in [
+        json!(["SECCOMP_FILTER_FLAG_TSYNC"]),
+        json!(["SECCOMP_FILTER_FLAG_LOG"]),
+        json!(["SECCOMP_FILTER_FLAG_SPEC_ALLOW"]),
+        json!([]),
+    ] {
         if case.runtime.name == "runc" && flags == json!(["SECCOMP_FILTER_FLAG_TSYNC"]) {
             continue; // runc 1.1 doesn't know the name
         }
@@ -194,7 +251,9 @@ fn accept(listener: &UnixListener) -> Verdict<(Value, OwnedFd)> {
     let length = message.bytes;
     let fds: Vec<i32> = message
         .cmsgs()?
-        .filter_map(|control| if let ControlMessageOwned::ScmRights(fds) = control { Some(fds) } else { None })
+        .filter_map(
+            |control| if let ControlMessageOwned::ScmRights(fds) = control { Some(fds) } else { None },
+        )
         .flatten()
         .collect();
     let [fd] = fds[..] else { return Err(Stop::Failed(format!("{} descriptors were sent", fds.len()))) };
@@ -214,7 +273,8 @@ fn notify(case: &Case) -> Verdict {
     })?;
     let agent = std::thread::spawn(move || {
         // Nobody else connects where the runtime doesn't: no waiting for ever.
-        let mut poll = [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&listener), nix::poll::PollFlags::POLLIN)];
+        let mut poll =
+            [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&listener), nix::poll::PollFlags::POLLIN)];
         nix::poll::poll(&mut poll, 20_000u16)?;
         ensure!(poll[0].any() == Some(true), "nobody connected to listenerPath");
         accept(&listener)

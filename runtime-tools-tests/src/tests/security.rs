@@ -45,7 +45,9 @@ fn untouched(prize: &std::path::Path) -> Verdict {
 }
 
 fn binary(case: &Case) -> Verdict<(PathBuf, Vec<u8>)> {
-    let output = std::process::Command::new("sh").args(["-c", "command -v \"$0\"", text(&case.runtime.binary)]).output()?;
+    let output = std::process::Command::new("sh")
+        .args(["-c", "command -v \"$0\"", text(&case.runtime.binary)])
+        .output()?;
     let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
     let content = fs::read(&path)?;
     Ok((path, content))
@@ -66,7 +68,10 @@ fn the_binary_is_out_of_reach(case: &Case) -> Verdict {
     let written = fs::OpenOptions::new().write(true).open(format!("/proc/{pid}/exe"));
     ensure!(written.is_err(), "the binary can be opened for writing through init's /proc/PID/exe");
     let link = fs::read_link(format!("/proc/{pid}/exe"))?;
-    ensure!(link != path || fs::metadata(format!("/proc/{pid}/exe")).is_err() || written.is_err(), "exe is {link:?}");
+    ensure!(
+        link != path || fs::metadata(format!("/proc/{pid}/exe")).is_err() || written.is_err(),
+        "exe is {link:?}"
+    );
     ensure!(fs::read(&path)? == before, "the binary has changed");
     Ok(())
 }
@@ -88,7 +93,11 @@ fn working_directory_of_the_host(case: &Case) -> Verdict {
         })?;
         let output = case.run(&bundle)?;
         // A directory of the container's own does no harm.
-        ensure!(!output.stdout.contains("usr"), "cwd /proc/self/fd/{number} leads to the host: {:?}", output.stdout);
+        ensure!(
+            !output.stdout.contains("usr"),
+            "cwd /proc/self/fd/{number} leads to the host: {:?}",
+            output.stdout
+        );
         case.nothing_left()?;
     }
     Ok(())
@@ -110,7 +119,11 @@ fn proc_is_a_link(case: &Case) -> Verdict {
 
 fn mount_target_is_a_link(case: &Case) -> Verdict {
     let prize = prize(case)?;
-    for link in [prize.clone(), PathBuf::from("../../prize"), PathBuf::from("../../../../../../../../").join(prize.strip_prefix("/")?)] {
+    for link in [
+        prize.clone(),
+        PathBuf::from("../../prize"),
+        PathBuf::from("../../../../../../../../").join(prize.strip_prefix("/")?),
+    ] {
         let bundle = case.bundle(|config| {
             let mounts = config["mounts"].as_array_mut().unwrap();
             mounts.push(json!({ "destination": "/trap/below", "type": "tmpfs", "source": "tmpfs" }));
@@ -128,7 +141,10 @@ fn mount_target_is_a_link(case: &Case) -> Verdict {
 fn null_is_a_link(case: &Case) -> Verdict {
     let prize = prize(case)?;
     let bundle = case.bundle(|config| {
-        config["mounts"].as_array_mut().unwrap().retain(|mount| !mount["destination"].as_str().is_some_and(|path| path.starts_with("/dev")));
+        config["mounts"]
+            .as_array_mut()
+            .unwrap()
+            .retain(|mount| !mount["destination"].as_str().is_some_and(|path| path.starts_with("/dev")));
         config["process"]["args"] = probe(&["write", "/proc/kcore", "changed"]);
     })?;
     symlink(prize.join("file"), bundle.rootfs().join("dev/null"))?;
@@ -144,8 +160,10 @@ fn null_is_a_link(case: &Case) -> Verdict {
 fn dev_is_a_link(case: &Case) -> Verdict {
     let prize = prize(case)?;
     for link in [prize.as_path(), std::path::Path::new("../../prize")] {
-        let bundle = case.bundle(|config| config["linux"]["devices"] = json!([{ "path": "/dev/thing", "type": "p" }]))?;
-        fs::remove_dir(bundle.rootfs().join("dev")).or_else(|_| fs::remove_file(bundle.rootfs().join("dev")))?;
+        let bundle = case
+            .bundle(|config| config["linux"]["devices"] = json!([{ "path": "/dev/thing", "type": "p" }]))?;
+        fs::remove_dir(bundle.rootfs().join("dev"))
+            .or_else(|_| fs::remove_file(bundle.rootfs().join("dev")))?;
         symlink(link, bundle.rootfs().join("dev"))?;
         let _ = case.run(&bundle)?;
         untouched(&prize)?;
@@ -159,8 +177,12 @@ fn links_in_dev(case: &Case) -> Verdict {
     let prize = prize(case)?;
     for name in ["console", "null", "ptmx", "pts", "fd", "stdin", "tty", "shm", "thing"] {
         let bundle = case.bundle(|config| {
-            config["mounts"].as_array_mut().unwrap().retain(|mount| !mount["destination"].as_str().is_some_and(|path| path.starts_with("/dev")));
-            config["linux"]["devices"] = json!([{ "path": "/dev/thing", "type": "c", "major": 1, "minor": 3 }]);
+            config["mounts"]
+                .as_array_mut()
+                .unwrap()
+                .retain(|mount| !mount["destination"].as_str().is_some_and(|path| path.starts_with("/dev")));
+            config["linux"]["devices"] =
+                json!([{ "path": "/dev/thing", "type": "c", "major": 1, "minor": 3 }]);
         })?;
         for target in [prize.join("new"), PathBuf::from("../../../prize/new")] {
             symlink(&target, bundle.rootfs().join("dev").join(name))?;
@@ -203,7 +225,10 @@ fn cgroups_of_the_host_are_read_only(case: &Case) -> Verdict {
     })?;
     let output = case.run(&bundle)?;
     ensure!(output.status != 0, "a cgroup was made through a read-only mount");
-    ensure!(!std::path::Path::new("/sys/fs/cgroup/pids/rtt-escaped").exists(), "a cgroup was made on the host");
+    ensure!(
+        !std::path::Path::new("/sys/fs/cgroup/pids/rtt-escaped").exists(),
+        "a cgroup was made on the host"
+    );
     Ok(())
 }
 
@@ -252,7 +277,10 @@ fn damaged_state(case: &Case) -> Verdict {
             for pid in text.lines().filter_map(|line| line.parse().ok()) {
                 nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)?;
             }
-            crate::case::until("an empty cgroup", || Ok(!cgroup.exists() || fs::remove_dir(&cgroup).is_ok()))?;
+            crate::case::until(
+                "an empty cgroup",
+                || Ok(!cgroup.exists() || fs::remove_dir(&cgroup).is_ok()),
+            )?;
         }
         case.nothing_left()?;
     }
@@ -283,7 +311,8 @@ fn hostile_passwd(case: &Case) -> Verdict {
 }
 
 fn control_characters(case: &Case) -> Verdict {
-    let bundle = case.bundle(|config| config["process"]["args"] = json!(["/no\u{1b}[31m\nlevel=error such"]))?;
+    let bundle =
+        case.bundle(|config| config["process"]["args"] = json!(["/no\u{1b}[31m\nlevel=error such"]))?;
     let output = case.run(&bundle)?.failed_with(&[])?;
     ensure!(!output.stderr.contains('\u{1b}'), "an escape sequence in {:?}", output.stderr);
     ensure_eq!(output.stderr.trim().lines().count(), 1, "lines of {:?}", output.stderr);

@@ -35,10 +35,13 @@ fn receiver(case: &Case, name: &str) -> Verdict<(PathBuf, JoinHandle<Verdict<Fil
         let mut buffer = vec![0; 4096];
         let mut space = nix::cmsg_space!([i32; 4]);
         let mut slices = [IoSliceMut::new(&mut buffer)];
-        let message = recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+        let message =
+            recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
         let fds: Vec<i32> = message
             .cmsgs()?
-            .filter_map(|control| if let ControlMessageOwned::ScmRights(fds) = control { Some(fds) } else { None })
+            .filter_map(
+                |control| if let ControlMessageOwned::ScmRights(fds) = control { Some(fds) } else { None },
+            )
             .flatten()
             .collect();
         let [fd] = fds[..] else { return Err(Stop::Failed(format!("{} descriptors were sent", fds.len()))) };
@@ -78,7 +81,8 @@ fn created_with_terminal(case: &Case, change: impl FnOnce(&mut Value)) -> Verdic
         change(config);
     })?;
     let (path, thread) = receiver(case, "console")?;
-    case.call(&["create", "--bundle", text(&bundle.path), "--console-socket", text(&path), &case.id])?.succeeded()?;
+    case.call(&["create", "--bundle", text(&bundle.path), "--console-socket", text(&path), &case.id])?
+        .succeeded()?;
     let terminal = received(thread)?;
     case.call(&["start", &case.id])?.succeeded()?;
     Ok(terminal)
@@ -96,7 +100,9 @@ fn console_socket(case: &Case) -> Verdict {
 }
 
 fn console_size(case: &Case) -> Verdict {
-    let mut terminal = created_with_terminal(case, |config| config["process"]["consoleSize"] = json!({ "height": 31, "width": 97 }))?;
+    let mut terminal = created_with_terminal(case, |config| {
+        config["process"]["consoleSize"] = json!({ "height": 31, "width": 97 })
+    })?;
     let report: Value = serde_json::from_str(read_until(&mut terminal, "")?.trim())?;
     ensure_eq!(report["terminal"]["height"], 31, "height");
     ensure_eq!(report["terminal"]["width"], 97, "width");
@@ -115,7 +121,8 @@ fn socket_without_a_terminal(case: &Case) -> Verdict {
     }
     let bundle = case.bundle(|_| ())?;
     let (path, _thread) = receiver(case, "console")?;
-    case.call(&["create", "--bundle", text(&bundle.path), "--console-socket", text(&path), &case.id])?.failed_with(&["console"])?;
+    case.call(&["create", "--bundle", text(&bundle.path), "--console-socket", text(&path), &case.id])?
+        .failed_with(&["console"])?;
     case.nothing_left()
 }
 
