@@ -6,8 +6,8 @@ use crate::error::{Error, Result};
 use crate::lifecycle::list::Format as ListFormat;
 use crate::lifecycle::{self, Global, create, exec, run};
 use crate::log;
+use crate::sys::identity;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use nix::unistd::geteuid;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -415,9 +415,9 @@ fn version() -> String {
 /// /run/damda, or a user's own directory for such.
 fn default_root() -> PathBuf {
     match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(dir) if !geteuid().is_root() && !dir.is_empty() => PathBuf::from(dir).join("damda"),
-        _ if geteuid().is_root() => "/run/damda".into(),
-        _ => format!("/tmp/damda-{}", geteuid()).into(),
+        Some(dir) if !identity::user().is_root() && !dir.is_empty() => PathBuf::from(dir).join("damda"),
+        _ if identity::user().is_root() => "/run/damda".into(),
+        _ => format!("/tmp/damda-{}", identity::user()).into(),
     }
 }
 

@@ -125,8 +125,10 @@ impl Link {
         let mut buffer = [0; MOST_BYTES];
         let length = loop {
             match nix::unistd::read(&self.0, &mut buffer) {
-                Err(Errno::EINTR) => {}
-                Ok(0) | Err(Errno::ECONNRESET) => return Ok(None),
+                // ECONNRESET: the other side went without reading everything. It is told once, and
+                // before what that side had said; the next call returns that.
+                Err(Errno::EINTR | Errno::ECONNRESET) => {}
+                Ok(0) => return Ok(None),
                 other => break other.call(|| "read(link)".into())?,
             }
         };
@@ -188,6 +190,13 @@ mod tests {
         a.send(&Message::Failed("why".into())).expect("sent");
         drop(a);
         assert_eq!(b.send(&Message::Go), Err(Error::new("why")));
+
+        let (a, b) = Link::pair().expect("a pair");
+        b.send(&Message::Go).expect("sent, never read");
+        a.send(&Message::Failed("why".into())).expect("sent");
+        drop(a);
+        assert_eq!(b.receive(), Ok(Some(Message::Failed("why".into()))));
+        assert_eq!(b.receive(), Ok(None));
     }
 
     #[test]

@@ -8,13 +8,21 @@ use crate::sys::{self, Call, Result};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::sys::stat::{Mode, mkdirat};
+use std::cell::RefCell;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 
 /// A directory that paths can't leave.
 #[derive(Debug)]
-pub struct Root(OwnedFd);
+pub struct Root {
+    fd: OwnedFd,
+    /// The directory in which something was made last, for what is made next in it: the mount points
+    /// and nodes of /dev come one after the other. Whatever else is resolved may be about to be
+    /// mounted on, which could hide this one: then it is forgotten.
+    last: RefCell<Option<(PathBuf, Rc<OwnedFd>)>>,
+}
 
 /// What a missing path is made to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,12 +54,14 @@ pub enum Links {
 impl Root {
     /// The directory at `path` of this process's own file system.
     pub fn open(path: &Path) -> Result<Self> {
-        sys::file::open(AT_FDCWD, path, OFlag::O_PATH | OFlag::O_DIRECTORY).map(Root)
+        let fd = sys::file::open(AT_FDCWD, path, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        Ok(Root { fd, last: RefCell::default() })
     }
 
     /// Opens `path` within the root.
     pub fn resolve(&self, path: &Path, flags: OFlag, links: Links) -> Result<OwnedFd> {
-        open_within(self.0.as_fd(), path, flags, links)
+        self.last.take();
+        open_within(self.fd.as_fd(), path, flags, links)
             .call(|| format!("openat2({path:?}, {flags:?}, RESOLVE_IN_ROOT)"))
     }
 
@@ -62,24 +72,39 @@ impl Root {
     }
 
     /// As `ensure`; what is made is decided only when it is, and told along.
-    pub fn ensure_as(&self, path: &Path, kind: impl FnOnce() -> Result<Kind>) -> Result<(OwnedFd, Made)> {
-        match open_within(self.0.as_fd(), path, OFlag::O_PATH, Links::Follow) {
-            Err(Errno::ENOENT) => {
-                let made = self.make(path, kind()?);
-                made.map(|file| (file, Made::Now))
-                    .call(|| format!("openat2({path:?}, O_CREAT, RESOLVE_IN_ROOT)"))
+    pub fn ensure_as(&self, path: &Path, kind: impl Fn() -> Result<Kind>) -> Result<(OwnedFd, Made)> {
+        let calling = || format!("openat2({path:?}, O_CREAT, RESOLVE_IN_ROOT)");
+        if let (Some(dir), Some(name)) = (self.last(path.parent()), path.file_name()) {
+            match make_in(dir.as_fd(), name, kind()?) {
+                Ok(made) => return Ok((made, Made::Now)),
+                Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(errno).call(calling),
             }
-            other => other
-                .map(|file| (file, Made::Before))
-                .call(|| format!("openat2({path:?}, O_PATH, RESOLVE_IN_ROOT)")),
+        }
+        self.last.take();
+        match open_within(self.fd.as_fd(), path, OFlag::O_PATH, Links::Follow) {
+            Err(Errno::ENOENT) => self.make(path, kind()?).map(|file| (file, Made::Now)).call(calling),
+            other => other.map(|file| (file, Made::Before)).call(calling),
         }
     }
 
+    /// The directory in which something was made last, if it is this one.
+    fn last(&self, path: Option<&Path>) -> Option<Rc<OwnedFd>> {
+        let last = self.last.borrow();
+        let (of, dir) = last.as_ref()?;
+        (Some(of.as_path()) == path).then(|| dir.clone())
+    }
+
     /// The directory that `path` is in, made where it is missing, and the last part of the path.
-    pub fn parent<'a>(&self, path: &'a Path) -> Result<(OwnedFd, &'a OsStr)> {
+    pub fn parent<'a>(&self, path: &'a Path) -> Result<(Rc<OwnedFd>, &'a OsStr)> {
         let name = path.file_name().ok_or(Errno::EINVAL).call(|| format!("dirname({path:?})"))?;
         let parent = path.parent().unwrap_or(Path::new("/"));
-        Ok((self.ensure(parent, Kind::Directory)?, name))
+        if let Some(dir) = self.last(Some(parent)) {
+            return Ok((dir, name));
+        }
+        let dir = Rc::new(self.ensure(parent, Kind::Directory)?);
+        self.last.replace(Some((parent.into(), dir.clone())));
+        Ok((dir, name))
     }
 
     /// Makes what is missing of `path`. A dangling link stands for where it points: many images
@@ -92,7 +117,10 @@ impl Root {
             for (index, name) in missing.iter().enumerate() {
                 let kind = if index + 1 == missing.len() { kind } else { Kind::Directory };
                 match make_in(dir.as_fd(), name, kind) {
-                    Ok(made) => dir = made,
+                    Ok(made) => {
+                        let parent = Rc::new(std::mem::replace(&mut dir, made));
+                        self.last.replace(Some((done.clone(), parent)));
+                    }
                     Err(Errno::EEXIST) => {
                         let target = readlinkat(&dir, name.as_os_str())?;
                         done.push(target); // an absolute target replaces it all, as it should
@@ -113,7 +141,7 @@ impl Root {
         let mut missing = vec![path.file_name().ok_or(Errno::ENOENT)?.to_owned()];
         let mut present = path.parent().unwrap_or(Path::new("/")).to_path_buf();
         loop {
-            match open_within(self.0.as_fd(), &present, OFlag::O_PATH, Links::Follow) {
+            match open_within(self.fd.as_fd(), &present, OFlag::O_PATH, Links::Follow) {
                 Ok(dir) => {
                     missing.reverse();
                     return Ok((dir, present, missing));
@@ -130,7 +158,7 @@ impl Root {
 
 impl AsFd for Root {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 
@@ -247,6 +275,21 @@ mod tests {
         assert!(root.resolve(Path::new("/real"), flags, Links::Refuse).is_ok());
         let error = root.resolve(Path::new("/proc"), flags, Links::Refuse).expect_err("a link");
         assert_eq!(error.errno, Errno::ELOOP);
+    }
+
+    #[test]
+    fn what_is_made_next_is_made_beside_it() {
+        let (dir, root) = root();
+        for name in ["pts", "shm", "pts"] {
+            root.ensure(&Path::new("/dev").join(name), Kind::Directory).expect("made");
+        }
+        // As if something were mounted on it.
+        std::fs::rename(dir.path().join("root/dev"), dir.path().join("root/hidden")).expect("rename");
+        root.resolve(Path::new("/hidden"), OFlag::O_PATH, Links::Follow).expect("there");
+        root.ensure(Path::new("/dev/mqueue"), Kind::Directory).expect("made");
+        assert!(dir.path().join("root/dev/mqueue").is_dir());
+        assert!(!dir.path().join("root/hidden/mqueue").exists());
+        assert!(root.ensure(Path::new("/dev/mqueue/.."), Kind::Directory).is_ok());
     }
 
     #[test]

@@ -294,6 +294,7 @@ impl Cgroup {
                 .call(|| format!("write({name:?}, {line:?})"))
                 .at(&Pointer::to("/linux/resources/devices"))?;
         }
+        allow.into_iter().chain(deny).for_each(file::leave);
         Ok(())
     }
 

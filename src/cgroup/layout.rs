@@ -1,7 +1,7 @@
 //! How this host mounts its cgroups (cgroups(7)).
 
 use crate::error::{Context, Error, Result};
-use crate::sys::{Call, file};
+use crate::sys::{Call, file, identity};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, FsType, TMPFS_MAGIC, statfs};
 use std::path::{Path, PathBuf};
 
@@ -84,7 +84,7 @@ impl Layout {
 /// namespace. Asked only after the kernel has refused something.
 pub fn is_unprivileged() -> bool {
     let whole = |map: String| map.split_whitespace().eq(["0", "0", "4294967295"]);
-    !nix::unistd::geteuid().is_root() || !file::read(Path::new("/proc/self/uid_map")).is_ok_and(whole)
+    !identity::user().is_root() || !file::read(Path::new("/proc/self/uid_map")).is_ok_and(whole)
 }
 
 #[cfg(test)]

@@ -10,8 +10,7 @@ use nix::fcntl::{AT_FDCWD, OFlag};
 use oci_spec::runtime::{Process, Spec};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::fs::File;
-use std::io::Read;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 pub use check::{check, check_process, group_id, sysctl_path, user_id};
@@ -91,12 +90,10 @@ fn read(path: &Path) -> Result<Vec<u8>> {
             error
         }
     })?;
-    let mut text = Vec::with_capacity(8192);
-    File::from(file)
-        .take(MOST_BYTES + 1)
-        .read_to_end(&mut text)
+    let text = file::read_all(file.as_fd(), MOST_BYTES as usize + 1)
         .call(|| format!("read({path:?})"))
         .doing(|| "cannot read the configuration".into())?;
+    file::leave(file);
     match text.len() as u64 {
         ..=MOST_BYTES => Ok(text),
         _ => Err(Error::new(format!("{path:?} is larger than {} MiB", MOST_BYTES >> 20))),

@@ -107,7 +107,9 @@ impl Directory {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file = openat(&self.fd, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)
             .call(|| format!("open({:?}, O_WRONLY|O_CREAT)", self.file(name)))?;
-        std::fs::File::from(file).write_all(content).call(|| format!("write({:?})", self.file(name)))?;
+        let mut file = std::fs::File::from(file);
+        file.write_all(content).call(|| format!("write({:?})", self.file(name)))?;
+        sys::file::leave(file.into());
         Ok(())
     }
 

@@ -2,23 +2,23 @@
 
 use crate::error::{Context, Error, Pointer, Result};
 use crate::plan::IdMaps;
-use crate::sys::file;
+use crate::sys::{file, identity};
 use nix::errno::Errno;
-use nix::unistd::{Pid, getegid, geteuid};
+use nix::unistd::{Pid, getegid};
 use std::path::Path;
 use std::process::Command;
 
 /// Writes the maps of process `pid`'s namespace.
 pub fn write(pid: Pid, maps: &IdMaps) -> Result<()> {
     let at = [Pointer::to("/linux/uidMappings"), Pointer::to("/linux/gidMappings")];
-    if geteuid().is_root() {
+    if identity::user().is_root() {
         write_map(pid, "uid_map", &maps.uids).at(&at[0])?;
         return write_map(pid, "gid_map", &maps.gids).at(&at[1]);
     }
     // An ordinary user may map himself alone; for more there are setuid programs.
     let single =
         |map: &str, own: u32| map.lines().count() == 1 && map.trim_end().ends_with(&format!(" {own} 1"));
-    if single(&maps.uids, geteuid().as_raw()) {
+    if single(&maps.uids, identity::user().as_raw()) {
         write_map(pid, "uid_map", &maps.uids).at(&at[0])?;
     } else {
         by_program("newuidmap", pid, &maps.uids).at(&at[0])?;

@@ -6,11 +6,11 @@ use crate::link::{Link, Message};
 use crate::plan::Plan;
 use crate::steps::{Found, Init};
 use crate::sys::Call;
-use crate::sys::process::{abandon, close_on_exec_from, exit};
+use crate::sys::process::{abandon, close_all_but, close_on_exec_from, exit};
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use nix::sys::stat::{Mode, umask};
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 /// What the process takes along from the runtime.
 pub struct Luggage {
@@ -35,25 +35,28 @@ pub struct Luggage {
 pub enum Start {
     /// When somebody comes through the gate (`create`).
     AtGate(OwnedFd),
-    /// When the runtime says so (`run`, `exec`).
+    /// When the runtime says so: it has a terminal to set up.
     WhenTold,
+    /// At once: nothing is to be done in between (`run`, `exec`).
+    AtOnce,
 }
 
 /// Runs the plan. What fails is told to the runtime.
 pub fn run(plan: &Plan, luggage: Luggage) -> ! {
     let Luggage { link, console, trees, namespaces, kept, start, abandoned } = luggage;
-    let (link, error) = match prepare(kept, abandoned) {
-        Err(error) => (link, error),
-        Ok(()) => {
-            let (root, read_only_later, null, found) = (None, Vec::new(), None, Found::default());
-            let mut init = Init { root, link, console, trees, namespaces, read_only_later, null, found };
-            let error = make(plan, start, &mut init);
-            (init.link, error)
-        }
+    let failed = |link: &Link, error: Error| -> ! {
+        // With nobody there to hear it, ending is all that is left to do. Nothing is dropped: the
+        // descriptors that `make` has closed may be others by now.
+        let _ = link.send(&Message::Failed(error.to_string()));
+        exit(1)
     };
-    // With nobody there to hear it, ending is all that is left to do.
-    let _ = link.send(&Message::Failed(error.to_string()));
-    exit(1)
+    if let Err(error) = prepare(kept, abandoned) {
+        failed(&link, error)
+    }
+    let (root, read_only_later, null, found) = (None, Vec::new(), None, Found::default());
+    let mut init = Init { root, link, console, trees, namespaces, read_only_later, null, found };
+    let error = make(plan, start, 3 + kept, &mut init);
+    failed(&init.link, error)
 }
 
 fn prepare(kept: i32, abandoned: RawFd) -> Result<()> {
@@ -71,12 +74,17 @@ fn prepare(kept: i32, abandoned: RawFd) -> Result<()> {
     Ok(())
 }
 
-/// Returns only what failed.
-fn make(plan: &Plan, start: Start, init: &mut Init) -> Error {
+/// Returns only what failed. Descriptors below `first` are the program's.
+fn make(plan: &Plan, start: Start, first: RawFd, init: &mut Init) -> Error {
     let until_program = |init: &mut Init| -> Result<()> {
         plan.steps.apply(init)?;
+        // What waits for `start` may be looked at by other processes of the container: it has
+        // nothing open that leads past a mask or to the host (CVE-2016-9962).
+        let gate = if let Start::AtGate(gate) = &start { gate.as_raw_fd() } else { -1 };
+        close_all_but(first, &mut [gate, init.link.as_fd().as_raw_fd()]);
         init.link.send(&Message::Ready)?;
         match start {
+            Start::AtOnce => {}
             Start::WhenTold => init.wait_for(&Message::Start)?,
             Start::AtGate(gate) => init.link = wait_at(&gate)?,
         }

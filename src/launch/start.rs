@@ -10,10 +10,21 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+/// Whether a process that is ready goes on by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waits {
+    /// It waits to be told.
+    ToBeTold,
+    /// It goes on at once.
+    Not,
+}
+
 /// Tells a process that is ready to go on, and returns when its program runs: the kernel closes the
 /// connection within execve(2). `listener` hands on its seccomp listener, by descriptor number.
-pub fn begin(link: &Link, mut listener: impl FnMut(i32) -> Result<()>) -> Result<()> {
-    link.send(&Message::Start)?;
+pub fn begin(link: &Link, waits: Waits, mut listener: impl FnMut(i32) -> Result<()>) -> Result<()> {
+    if waits == Waits::ToBeTold {
+        link.send(&Message::Start)?;
+    }
     loop {
         match link.receive()? {
             None => return Ok(()),

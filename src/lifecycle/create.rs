@@ -9,15 +9,16 @@ use crate::error::{Context, Error, Pointer, Result};
 use crate::host::Host;
 use crate::launch::init::{self, Luggage, Start};
 use crate::launch::spawn::{Destination, close_to_tracers, open_namespaces, spawn};
+use crate::launch::start::Waits;
 use crate::launch::{Child, idmap, trees};
 use crate::link::{Link, Message};
 use crate::plan::{self, Plan, Request};
 use crate::steps::hooks::{self, Kind};
 use crate::steps::rootfs::check_directory;
-use crate::sys::{Call, file};
+use crate::sys::{Call, file, identity};
 use nix::sched::CloneFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::Pid;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -64,6 +65,8 @@ pub struct Created {
     pub link: Link,
     /// Where the terminal comes from, for a foreground process that has one.
     pub terminal: Option<OwnedFd>,
+    /// Whether it waits.
+    pub waits: Waits,
 }
 
 /// The command.
@@ -101,7 +104,8 @@ pub fn create(global: &Global, options: &Options, config: &Config, mode: Mode) -
     match attempt.make(config, plan, options, kept.listen + kept.preserved, mode) {
         Ok((link, terminal)) => {
             let child = attempt.child.ok_or_else(|| Error::new("the container has no process"))?;
-            Ok(Created { container: attempt.container, child, link, terminal })
+            let waits = if mode == Mode::Create || terminal.is_some() { Waits::ToBeTold } else { Waits::Not };
+            Ok(Created { container: attempt.container, child, link, terminal, waits })
         }
         Err(error) => {
             undo(&attempt.container, attempt.child.as_ref());
@@ -199,7 +203,7 @@ fn describe(config: &Config, plan: &Plan, id: &str) -> State {
         bundle: config.bundle.clone(),
         rootfs: config.rootfs(),
         created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
-        owner: geteuid().as_raw(),
+        owner: identity::user().as_raw(),
         annotations: spec
             .annotations()
             .iter()
@@ -242,7 +246,9 @@ impl Attempt {
         let (console, terminal) = console(config, options, mode)?;
         let start = match mode {
             Mode::Create => Start::AtGate(gate::make(&container.directory)?),
-            Mode::Detached | Mode::Foreground => Start::WhenTold,
+            // Its terminal must have its size and mode before the program asks.
+            Mode::Detached | Mode::Foreground if terminal.is_some() => Start::WhenTold,
+            Mode::Detached | Mode::Foreground => Start::AtOnce,
         };
         if let Some(cgroup) = &plan.cgroup {
             let planned = container.state.cgroup.clone();
@@ -255,7 +261,7 @@ impl Attempt {
 
         let (link, inits) = Link::pair()?;
         let new = plan.namespaces.new;
-        let maps_itself = new.contains(CloneFlags::CLONE_NEWUSER) && !geteuid().is_root();
+        let maps_itself = new.contains(CloneFlags::CLONE_NEWUSER) && !identity::user().is_root();
         if !maps_itself {
             // An ordinary user's process must stay reachable until its maps are written, which
             // it is then closed after.
@@ -284,6 +290,7 @@ impl Attempt {
         container.save_init()?;
         prepare_process(child.pid, &plan, &container.state.cgroup)?;
         link.send(&Message::Go)?;
+        file::close_left();
         until_ready(&link, container, config, child.pid)?;
         if let Some(path) = &options.pidfd_socket {
             send_pidfd(path, "standard", child.pidfd.as_fd())?;

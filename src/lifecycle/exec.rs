@@ -7,16 +7,17 @@ use crate::config::{Config, check_process, group_id, load_process, user_id};
 use crate::container::{Container, Init, Status};
 use crate::error::{Error, Pointer, Result};
 use crate::host::Host;
+use crate::launch::Child;
 use crate::launch::foreground::{Foreground, become_subreaper};
 use crate::launch::init::{self, Luggage, Start};
 use crate::launch::spawn::{Destination, close_to_tracers, spawn};
-use crate::launch::{Child, start};
+use crate::launch::start::{self, Waits};
 use crate::link::{Link, Message};
 use crate::plan::{self, ExecRequest, Plan};
-use crate::sys::Call;
 use crate::sys::scheduling::set_affinity;
+use crate::sys::{Call, file, identity};
 use nix::sched::CloneFlags;
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::Pid;
 use oci_spec::runtime::{Capability, LinuxCapabilities, Process};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -85,7 +86,8 @@ pub fn run(global: &Global, options: &Options) -> Result<i32> {
         trees: Vec::new(),
         namespaces: Vec::new(),
         kept: options.preserve_fds as i32,
-        start: Start::WhenTold,
+        // Its terminal must have its size and mode before the program asks.
+        start: if terminal.is_some() { Start::WhenTold } else { Start::AtOnce },
         abandoned: container.directory.as_fd().as_raw_fd(),
     };
     let target = init.pidfd()?.ok_or_else(stopped)?;
@@ -117,7 +119,7 @@ fn enter(
     };
     // Root enters the user namespace with all the others at once; an ordinary user has to be in
     // it to be allowed to enter them.
-    let first = if geteuid().is_root() { CloneFlags::empty() } else { CloneFlags::CLONE_NEWUSER };
+    let first = if identity::user().is_root() { CloneFlags::empty() } else { CloneFlags::CLONE_NEWUSER };
     luggage.namespaces.extend(part(namespaces - first - CloneFlags::CLONE_NEWPID)?);
     let directory = cgroup.descriptor()?;
     let init = init.pid();
@@ -154,10 +156,14 @@ fn begin(
         Some(Message::Failed(text)) => return Err(Error::new(text)),
         _ => return Err(Error::new("the process died while it was set up")),
     }
+    file::close_left();
+    let waits = if terminal.is_some() { Waits::ToBeTold } else { Waits::Not };
     let foreground = if options.detach { None } else { Some(Foreground::prepare(terminal)?) };
     let state = || container.state.for_hooks(Status::Running, container.state.init.map(|init| init.pid()));
     // Where this fails the caller's terminal is given back before anything is printed to it.
-    start::begin(link, |fd| start::send_listener(container, child.pidfd.as_fd(), child.pid, fd, state()))?;
+    start::begin(link, waits, |fd| {
+        start::send_listener(container, child.pidfd.as_fd(), child.pid, fd, state())
+    })?;
     if let Some(path) = &options.pidfd_socket {
         send_pidfd(path, "setns", child.pidfd.as_fd())?;
     }

@@ -29,13 +29,13 @@ pub fn run(global: &Global, options: &Options) -> Result<i32> {
         foreground::become_subreaper()?;
     }
     let mode = if options.detach { Mode::Detached } else { Mode::Foreground };
-    let Created { container, child, link, terminal } = create(global, &options.create, &config, mode)?;
+    let Created { mut container, child, link, terminal, waits } =
+        create(global, &options.create, &config, mode)?;
     let mut stay = match mode {
         Mode::Foreground => Some(Foreground::prepare(terminal)?),
         _ => None,
     };
-    start::start(&container, &link)?;
-    drop(link);
+    start::start(&container, &link, waits)?;
     if let Some(path) = &options.create.pid_file {
         write_pid_file(path, child.pid).inspect_err(|_| {
             let _ = child.kill();
@@ -45,8 +45,12 @@ pub fn run(global: &Global, options: &Options) -> Result<i32> {
     container.directory.unlock()?;
     let Some(stay) = &mut stay else { return Ok(0) };
     let status = stay.wait_for(&child)?;
+    // It has been waited for: its number may be another process's already.
+    container.state.init = None;
     if !options.keep {
         delete::destroy(&container, true)?;
     }
+    // The process ends, and what is open with it.
+    std::mem::forget((container, child, link));
     Ok(status)
 }

@@ -3,7 +3,7 @@
 use super::{Global, delete};
 use crate::container::{Container, Status, gate};
 use crate::error::{Error, Pointer, Result};
-use crate::launch::start::{begin, send_listener};
+use crate::launch::start::{Waits, begin, send_listener};
 use crate::link::Link;
 use crate::steps::hooks::{self, Kind};
 use std::os::fd::AsFd;
@@ -22,20 +22,20 @@ pub fn run(global: &Global, id: &str) -> Result<()> {
     }
     let link = gate::enter(&container.directory)?
         .ok_or_else(|| Error::new("cannot start an already running container"))?;
-    start(&container, &Link::over(link))?;
+    start(&container, &Link::over(link), Waits::ToBeTold)?;
     gate::remove(&container.directory)
 }
 
 /// Starts a container that is ready, over the connection to its first process. Where that fails,
 /// the container is destroyed (runtime.md, "Lifecycle", steps 7 to 9).
-pub fn start(container: &Container, link: &Link) -> Result<()> {
+pub fn start(container: &Container, link: &Link, waits: Waits) -> Result<()> {
     let listener = |fd| {
         let init = container.state.init.ok_or_else(|| Error::new("container not running"))?;
         let pidfd = init.pidfd()?.ok_or_else(|| Error::new("container not running"))?;
         let state = container.state.for_hooks(Status::Created, Some(init.pid()));
         send_listener(container, pidfd.as_fd(), init.pid(), fd, state)
     };
-    begin(link, listener).and_then(|()| poststart(container)).inspect_err(|_| {
+    begin(link, waits, listener).and_then(|()| poststart(container)).inspect_err(|_| {
         if let Err(error) = delete::destroy(container, true) {
             crate::log::warning(&format!("cleaning up: {error}"));
         }

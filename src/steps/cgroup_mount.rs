@@ -7,8 +7,8 @@ use crate::cgroup::{Place, ROOT};
 use crate::config::list;
 use crate::error::{Context, Result};
 use crate::root::{Kind, Links, normal};
-use crate::sys::Call;
 use crate::sys::mount::{self, Depth, MountAttr};
+use crate::sys::{Call, file};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, mkdirat};
@@ -107,7 +107,10 @@ impl CgroupMount {
         for hierarchy in &self.places {
             self.mount_hierarchy(tmpfs.as_fd(), hierarchy)?;
         }
-        self.finish(tmpfs.as_fd(), Depth::Tree)
+        self.finish(tmpfs.as_fd(), Depth::Tree)?;
+        file::leave(target);
+        file::leave(tmpfs);
+        Ok(())
     }
 
     fn mount_hierarchy(&self, tmpfs: BorrowedFd<'_>, hierarchy: &Place) -> Result<()> {

@@ -14,7 +14,7 @@ use nix::unistd::{UnlinkatFlags, fchownat, symlinkat, unlinkat};
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Spec};
 use std::ffi::OsStr;
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 /// Makes device nodes.
@@ -55,8 +55,9 @@ pub fn has_procfs(spec: &Spec) -> bool {
 /// Whether the host's /dev is the container's: then nothing is made in it.
 pub fn has_hosts_dev(spec: &Spec) -> bool {
     list(spec.mounts()).iter().any(|mount| {
-        let bind = list(mount.options()).iter().any(|option| option == "bind" || option == "rbind");
-        bind && normal(mount.destination()) == Path::new("/dev")
+        let by_option = list(mount.options()).iter().any(|option| option == "bind" || option == "rbind");
+        (by_option || mount.typ().as_deref() == Some("bind"))
+            && normal(mount.destination()) == Path::new("/dev")
     })
 }
 
@@ -112,18 +113,11 @@ impl fmt::Display for Devices {
 
 impl Step for Devices {
     fn apply(&self, init: &mut Init) -> Result<()> {
-        let mut last: Option<(&Path, OwnedFd)> = None;
         for node in &self.nodes {
-            let parent = node.path.parent().unwrap_or(Path::new("/"));
-            let dir = match last.take() {
-                Some((path, dir)) if path == parent => dir,
-                _ => init.root()?.parent(&node.path).at(&node.at)?.0,
-            };
-            let name = node.path.file_name().unwrap_or_default();
+            let (dir, name) = init.root()?.parent(&node.path).at(&node.at)?;
             node.make(dir.as_fd(), name, self.bound)
                 .doing(|| format!("cannot make device {:?}", node.path))
                 .at(&node.at)?;
-            last = Some((parent, dir));
         }
         Ok(())
     }
@@ -208,13 +202,14 @@ impl Step for DevLinks {
         if exists("/proc/kcore") {
             link(dev.as_fd(), "core", "/proc/kcore")?;
         }
-        match unlinkat(&dev, "ptmx", UnlinkatFlags::NoRemoveDir) {
-            Ok(()) | Err(Errno::ENOENT) => {}
-            Err(errno) => {
-                Err(errno).call(|| "unlinkat(\"ptmx\")".into()).doing(|| "cannot replace /dev/ptmx".into())?
-            }
+        if symlinkat("pts/ptmx", &*dev, "ptmx") == Err(Errno::EEXIST) {
+            // An image's own, or a node, would be the host's multiplexer.
+            unlinkat(&*dev, "ptmx", UnlinkatFlags::NoRemoveDir)
+                .call(|| "unlinkat(\"ptmx\")".into())
+                .doing(|| "cannot replace /dev/ptmx".into())?;
+            link(dev.as_fd(), "ptmx", "pts/ptmx")?;
         }
-        link(dev.as_fd(), "ptmx", "pts/ptmx")
+        Ok(())
     }
 }
 

@@ -9,13 +9,14 @@ use super::{Init, Step};
 use crate::config::list;
 use crate::error::{Context, Pointer, Result};
 use crate::root::Links;
+use crate::sys::file;
 use crate::sys::mount::{self, Depth, MountAttr};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use oci_spec::runtime::Linux;
 use std::ffi::CString;
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// Hides files behind the null device, and directories behind an empty one.
@@ -52,12 +53,13 @@ impl Step for MaskedPaths {
             };
             match cover_with_null(&null, target.as_fd()) {
                 Err(failed) if failed.errno == Errno::ENOTDIR => {
-                    self.cover_directory(init, path, target, &mut empty)
+                    self.cover_directory(init, path, target.as_fd(), &mut empty)
                 }
                 other => Ok(other?),
             }
             .doing(|| format!("can't mask path {path:?}"))
             .at(&Pointer::to("/linux/maskedPaths").index(index))?;
+            file::leave(target);
         }
         Ok(())
     }
@@ -68,10 +70,10 @@ impl MaskedPaths {
         &self,
         init: &Init,
         path: &Path,
-        target: OwnedFd,
+        target: BorrowedFd<'_>,
         empty: &mut Option<OwnedFd>,
     ) -> Result<()> {
-        let place = through_proc(target.as_fd());
+        let place = through_proc(target);
         if let Some(empty) = empty {
             let source =
                 CString::new(through_proc(empty.as_fd()).as_os_str().as_encoded_bytes()).unwrap_or_default();
@@ -117,11 +119,14 @@ impl Step for ReadOnlyPaths {
             let cover = || -> crate::sys::Result<()> {
                 let copy = mount::clone_tree(target.as_fd(), Path::new(""), Depth::Tree)?;
                 mount::set_attributes(copy.as_fd(), Depth::Tree, &attr)?;
-                mount::attach(copy.as_fd(), target.as_fd(), c"")
+                mount::attach(copy.as_fd(), target.as_fd(), c"")?;
+                file::leave(copy);
+                Ok(())
             };
             cover()
                 .doing(|| format!("can't make {path:?} read-only"))
                 .at(&Pointer::to("/linux/readonlyPaths").index(index))?;
+            file::leave(target);
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use crate::config::list;
 use crate::error::{Context, Error, Pointer, Result};
 use crate::root::{Kind, Links, Made, Root, normal};
 use crate::sys::mount::{self, Depth, FileSystem, MountAttr};
-use crate::sys::{Call, Failed};
+use crate::sys::{Call, Failed, file};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sys::stat::{SFlag, fstat};
@@ -306,6 +306,7 @@ impl Mount {
             let mounted = init.root()?.resolve(&self.destination, flags, Links::Follow)?;
             copy_up::copy(below.as_fd(), mounted.as_fd())?;
         }
+        file::leave(target);
         Ok(None)
     }
 
@@ -472,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bind_mount_is_one_by_its_options() {
+    fn a_bind_mount_is_one_by_its_options_or_its_type() {
         assert_eq!(
             planned(
                 r#"{"destination":"a/../b","type":"tmpfs","source":"vol","options":["rbind","rslave","ro"]}"#
@@ -481,8 +482,8 @@ mod tests {
         );
         assert_eq!(
             planned(r#"{"destination":"/a","type":"bind","source":"/x","options":["mode=755"]}"#),
-            Ok("mount bind on /a, \"mode=755\", set 0x0, clear 0x0".into()),
-            "the type alone makes none"
+            Ok("bind /x to /a, set 0x0, clear 0x0".into()),
+            "the type is enough, as for mount(8)"
         );
     }
 

@@ -126,7 +126,12 @@ impl Step for LoopbackUp {
         match socket {
             // A kernel without IPv4 has no loopback device to set up either.
             Err(Errno::EAFNOSUPPORT) => Ok(()),
-            other => Ok(socket::loopback_up(other.call(|| "socket(AF_INET, SOCK_DGRAM)".into())?.as_fd())?),
+            other => {
+                let socket = other.call(|| "socket(AF_INET, SOCK_DGRAM)".into())?;
+                socket::loopback_up(socket.as_fd())?;
+                file::leave(socket);
+                Ok(())
+            }
         }
     }
 }

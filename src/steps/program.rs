@@ -131,6 +131,9 @@ impl Step for WorkingDirectory {
         if !init.found.in_directory {
             change().map_err(|failed| self.refused(failed))?;
         }
+        if self.path == Path::new("/") {
+            return Ok(());
+        }
         // A cwd like /proc/self/fd/7 could be a directory of the host that the runtime has open
         // (CVE-2024-21626): the kernel has no name for it within this root.
         match nix::unistd::getcwd() {
@@ -170,12 +173,13 @@ impl FindProgram {
         Ok(FindProgram { at: at.key("args").key("0"), name: c_string(name)?, path })
     }
 
-    fn find(&self) -> std::result::Result<PathBuf, String> {
+    /// The executable and, if the user may read it, its head.
+    fn find(&self) -> std::result::Result<(PathBuf, Option<Vec<u8>>), String> {
         let name = self.name.to_str().unwrap_or_default();
         if name.contains('/') {
             let path = PathBuf::from(name);
             return match executable(&path) {
-                Ok(()) => Ok(path),
+                Ok(head) => Ok((path, head)),
                 Err(Errno::ENOENT) => Err(format!("stat {name}: {}", errno_text(Errno::ENOENT))),
                 Err(Errno::EISDIR) => Err("is a directory: permission denied".into()),
                 Err(errno) => Err(errno_text(errno)),
@@ -186,7 +190,7 @@ impl FindProgram {
             for dir in &self.path {
                 let path = dir.join(name);
                 match executable(&path) {
-                    Ok(()) => return Ok(path),
+                    Ok(head) => return Ok((path, head)),
                     Err(errno) => denied |= errno == Errno::EACCES,
                 }
             }
@@ -208,9 +212,9 @@ impl Step for FindProgram {
     fn apply(&self, init: &mut Init) -> Result<()> {
         let refused =
             |reason: &str| Error::new(format!("exec: {:?}: {reason}", self.name)).at(self.at.clone());
-        let path = self.find().map_err(|reason| refused(&reason))?;
+        let (path, head) = self.find().map_err(|reason| refused(&reason))?;
         // An interpreter that isn't there makes execve(2) say ENOENT of a file that is.
-        if let Some(missing) = missing_interpreter(&path) {
+        if let Some(missing) = head.and_then(|head| missing_interpreter(&path, &head)) {
             let reason = errno_text(Errno::ENOENT);
             return Err(refused(&format!("{reason}: {missing}")));
         }
@@ -219,12 +223,16 @@ impl Step for FindProgram {
     }
 }
 
-/// Whether this user may execute a file.
-fn executable(path: &Path) -> std::result::Result<(), Errno> {
+/// Whether this user may execute a file; its head, if the user may read it as well.
+fn executable(path: &Path) -> std::result::Result<Option<Vec<u8>>, Errno> {
     faccessat(AT_FDCWD, path, AccessFlags::X_OK, AtFlags::AT_EACCESS)?;
-    // A fifo with the right mode passes that, too, and would hold up whoever reads it.
+    let head = head(path);
+    // Nothing but a regular file begins like this.
+    if head.as_ref().is_some_and(|head| head.starts_with(b"\x7fELF") || head.starts_with(b"#!")) {
+        return Ok(head);
+    }
     match nix::sys::stat::stat(path)?.st_mode & libc::S_IFMT {
-        libc::S_IFREG => Ok(()),
+        libc::S_IFREG => Ok(head),
         libc::S_IFDIR => Err(Errno::EISDIR),
         _ => Err(Errno::EACCES),
     }
@@ -238,14 +246,14 @@ fn head(path: &Path) -> Option<Vec<u8>> {
     let file = file::open(AT_FDCWD, path, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY).ok()?;
     let mut head = vec![0; HEAD];
     let length = nix::unistd::read(&file, &mut head).ok()?;
+    file::leave(file);
     head.truncate(length);
     Some(head)
 }
 
 /// Says which interpreter a file needs that isn't there.
-fn missing_interpreter(path: &Path) -> Option<String> {
-    let head = head(path)?;
-    if let Some(interpreter) = script_interpreter(&head) {
+fn missing_interpreter(path: &Path, head: &[u8]) -> Option<String> {
+    if let Some(interpreter) = script_interpreter(head) {
         if exists(&interpreter) {
             return None;
         }
@@ -257,8 +265,8 @@ fn missing_interpreter(path: &Path) -> Option<String> {
             None => format!("{path:?} is a script, and its interpreter {text:?} is not in the container"),
         });
     }
-    let elf = Elf::parse(&head)?;
-    let interpreter = elf.interpreter(&head)?;
+    let elf = Elf::parse(head)?;
+    let interpreter = elf.interpreter(head)?;
     if !elf.is_native() || exists(interpreter) {
         return None;
     }
@@ -353,7 +361,7 @@ fn machine_name(machine: u16) -> String {
 /// Why execve(2) of a file that is there and executable failed, in words.
 fn reason(path: &Path, errno: Errno) -> Option<String> {
     match errno {
-        Errno::ENOENT => missing_interpreter(path),
+        Errno::ENOENT => missing_interpreter(path, &head(path)?),
         Errno::ENOEXEC | Errno::ELIBBAD => {
             let head = head(path)?;
             match Elf::parse(&head) {
@@ -402,15 +410,13 @@ mod tests {
     fn what_is_missing_is_named() {
         let dir = tempfile::tempdir().expect("a directory");
         let file = dir.path().join("f");
+        let missing = |file: &Path| missing_interpreter(file, &head(file).expect("readable"));
         fs::write(&file, "#!/no/such/interpreter -x\n").expect("write");
-        assert!(
-            missing_interpreter(&file)
-                .is_some_and(|text| text.contains("\"/no/such/interpreter\" is not in"))
-        );
+        assert!(missing(&file).is_some_and(|text| text.contains("\"/no/such/interpreter\" is not in")));
         fs::write(&file, "#!/bin/sh\r\n").expect("write");
-        assert!(missing_interpreter(&file).is_some_and(|text| text.contains("carriage return")));
+        assert!(missing(&file).is_some_and(|text| text.contains("carriage return")));
         fs::write(&file, "#!/bin/sh\n").expect("write");
-        assert_eq!(missing_interpreter(&file), None);
+        assert_eq!(missing(&file), None);
     }
 
     #[test]
@@ -438,6 +444,6 @@ mod tests {
         assert_eq!(executable(dir.path()), Err(Errno::EISDIR));
         assert_eq!(executable(&file), Err(Errno::EACCES));
         fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("chmod");
-        assert_eq!(executable(&file), Ok(()));
+        assert_eq!(executable(&file), Ok(Some(Vec::new())));
     }
 }

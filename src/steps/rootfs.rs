@@ -7,7 +7,7 @@ use crate::sys::Call;
 use crate::sys::mount::{self, Depth, MountAttr};
 use libc::c_ulong;
 use nix::errno::Errno;
-use nix::unistd::{chdir, chroot, fchdir};
+use nix::unistd::{chroot, fchdir};
 use std::fmt;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -137,8 +137,7 @@ impl Step for ChangeRoot {
             Change::Move => self.move_to_root()?,
             Change::Chroot => chroot(c".").call(|| "chroot(\".\")".into())?,
         }
-        chdir(c"/").call(|| "chdir(\"/\")".into())?;
-        init.root = Some(Root::open(Path::new("/"))?);
+        // The current directory, and what `init.root` refers to, is the root now.
         match self.propagation.flag {
             // Private it is already, and a slave stays one.
             Some(propagation @ (libc::MS_SHARED | libc::MS_UNBINDABLE)) if self.change != Change::Chroot => {

@@ -65,9 +65,10 @@ impl Step for User {
             Err(failed) if failed.errno == Errno::EPERM && self.groups.is_empty() => {}
             other => other.at(&self.at.key("additionalGids"))?,
         }
-        identity::set_group(self.gid).map_err(|errno| self.refused("gid", self.gid, errno))?;
-        identity::set_user(self.uid).map_err(|errno| self.refused("uid", self.uid, errno))?;
-        if (self.uid, self.gid) != (0, 0) {
+        // In a user namespace it became root there before.
+        if (self.uid, self.gid) != (0, 0) || !identity::is_root_throughout() {
+            identity::set_group(self.gid).map_err(|errno| self.refused("gid", self.gid, errno))?;
+            identity::set_user(self.uid).map_err(|errno| self.refused("uid", self.uid, errno))?;
             // The change may have made this process one that others of its user can trace.
             process::prctl(libc::PR_SET_DUMPABLE, 0, "PR_SET_DUMPABLE")?;
         }

@@ -1,6 +1,7 @@
 //! Credentials: ids, groups and capability sets.
 
 use super::{Call, Result, syscall};
+use nix::unistd::Uid;
 
 /// The three sets that capset(2) changes, one bit a capability.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +66,23 @@ pub fn set_keep_capabilities(keep: bool) -> Result<()> {
 fn prctl(option: libc::c_int, second: usize, third: usize) -> nix::Result<usize> {
     // SAFETY: only called for options that take numbers.
     unsafe { syscall(libc::SYS_prctl, [option as usize, second, third, 0, 0, 0]) }
+}
+
+/// The effective user of this process when it was executed, which is who it is for as long as it
+/// works on the host: from the kernel's own note (getauxval(3)), without a system call.
+pub fn user() -> Uid {
+    Uid::from_raw(auxiliary(libc::AT_EUID) as libc::uid_t)
+}
+
+/// Whether this process was executed with all its user and group ids 0. Saved ids are the effective
+/// ones after execve(2).
+pub fn is_root_throughout() -> bool {
+    [libc::AT_UID, libc::AT_EUID, libc::AT_GID, libc::AT_EGID].into_iter().all(|kind| auxiliary(kind) == 0)
+}
+
+fn auxiliary(kind: libc::c_ulong) -> libc::c_ulong {
+    // SAFETY: reads the process's own vector.
+    unsafe { libc::getauxval(kind) }
 }
 
 /// Sets real, effective and saved user id.

@@ -177,6 +177,27 @@ pub fn close_on_exec_from(first: i32) -> Result<()> {
     .call(|| format!("close_range({first}, ~0, CLOSE_RANGE_CLOEXEC)"))
 }
 
+/// Closes descriptors `first` to `last`, which nothing in this process owns any more.
+pub fn close_range(first: i32, last: i32) {
+    // It fails only for a range that isn't one.
+    // SAFETY: the caller vouches that nobody will use these numbers as descriptors of theirs.
+    let _ = unsafe { syscall(libc::SYS_close_range, [first as usize, last as usize, 0, 0, 0, 0]) };
+}
+
+/// Closes every descriptor from `first` on but those in `kept`, whoever owns them: for a process
+/// that will use no other until it executes its program.
+pub fn close_all_but(first: i32, kept: &mut [i32]) {
+    kept.sort_unstable();
+    let mut next = first;
+    for &fd in kept.iter().filter(|&&fd| fd >= first) {
+        if fd > next {
+            close_range(next, fd - 1);
+        }
+        next = fd + 1;
+    }
+    close_range(next, i32::MAX);
+}
+
 /// Closes a descriptor that something else in this process still owns: for a process that never
 /// returns to it.
 pub fn abandon(fd: i32) {

@@ -68,7 +68,8 @@ fn measure(options: &Options) -> io::Result<()> {
         .runtimes
         .iter()
         .map(|given| {
-            let (name, binary) = given.split_once('=').ok_or_else(|| io::Error::other(format!("{given}: NAME=BINARY")))?;
+            let (name, binary) =
+                given.split_once('=').ok_or_else(|| io::Error::other(format!("{given}: NAME=BINARY")))?;
             let root = options.state.join(name);
             Ok(Subject { name: name.into(), binary: binary.into(), root })
         })
@@ -78,7 +79,12 @@ fn measure(options: &Options) -> io::Result<()> {
         timed(|| end(Command::new(program).args(rest)))
     };
 
-    println!("{} rounds, {} ms of rest between; times in ms, ratios of medians to {}", options.rounds, options.gap, subjects[subjects.len() - 1].name);
+    println!(
+        "{} rounds, {} ms of rest between; times in ms, ratios of medians to {}",
+        options.rounds,
+        options.gap,
+        subjects[subjects.len() - 1].name
+    );
     println!("{:<22} {:<8} {:>7} {:>7} {:>7} {:>7} {:>7}", "", "", "min", "median", "ratio", "CPU", "ratio");
     let has_floor = !options.floor.is_empty();
     table("run", options, &subjects, has_floor.then_some(&floor), |subject| {
@@ -96,7 +102,8 @@ fn measure(options: &Options) -> io::Result<()> {
     let result = table("exec", options, &subjects, None, |subject| {
         subject.call(&["exec", &subject.waiting(), "/bin/true"])
     });
-    let state = table("state", options, &subjects, None, |subject| subject.call(&["state", &subject.waiting()]));
+    let state =
+        table("state", options, &subjects, None, |subject| subject.call(&["state", &subject.waiting()]));
     for subject in &subjects {
         subject.call(&["delete", "--force", &subject.waiting()])?;
     }
@@ -107,12 +114,17 @@ fn measure(options: &Options) -> io::Result<()> {
 /// Prints the peak memory of the largest process of each command.
 fn memory(options: &Options, subjects: &[Subject]) -> io::Result<()> {
     for subject in subjects {
-        let peak = |arguments: &[&str]| peak(Command::new(&subject.binary).arg("--root").arg(&subject.root).args(arguments));
+        let peak = |arguments: &[&str]| {
+            peak(Command::new(&subject.binary).arg("--root").arg(&subject.root).args(arguments))
+        };
         let run = peak(&["run", "--bundle", text(&options.bundle), "bench-memory"])?;
         let create = peak(&["create", "--bundle", text(&options.bundle), "bench-memory"])?;
         subject.call(&["delete", "--force", "bench-memory"])?;
         let exec = peak(&["exec", &subject.waiting(), "/bin/true"])?;
-        println!("{:<22} {:<8} run {run}, create {create}, exec {exec} KiB", "peak resident memory", subject.name);
+        println!(
+            "{:<22} {:<8} run {run}, create {create}, exec {exec} KiB",
+            "peak resident memory", subject.name
+        );
     }
     Ok(())
 }
@@ -128,7 +140,11 @@ fn peak(command: &mut Command) -> io::Result<i64> {
         }
         (usage, status)
     };
-    if status == 0 { Ok(usage.ru_maxrss) } else { Err(io::Error::other(format!("{command:?}: status {status:#x}"))) }
+    if status == 0 {
+        Ok(usage.ru_maxrss)
+    } else {
+        Err(io::Error::other(format!("{command:?}: status {status:#x}")))
+    }
 }
 
 fn text(path: &Path) -> &str {
