@@ -53,7 +53,7 @@ impl Layout {
     }
 
     /// The layout of a host whose ROOT is a file system of type `kind`.
-    fn of(kind: FsType, memberships: &str) -> Result<Self> {
+    pub fn of(kind: FsType, memberships: &str) -> Result<Self> {
         let lines = memberships.lines().filter_map(|line| {
             let mut parts = line.splitn(3, ':').skip(1);
             Some((parts.next()?, PathBuf::from(parts.next()?)))

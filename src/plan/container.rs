@@ -98,7 +98,7 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
 
     // While the host's /proc and /dev are at hand.
     if let Some(process) = spec.process() {
-        add_labels(&mut steps, process, &at("/process"))?;
+        add_labels(&mut steps, process, &at("/process"));
     }
     let mut waited = user_namespace;
     let mut wait_for_cgroup = |steps: &mut Steps| {
@@ -220,17 +220,16 @@ fn cgroup_owner(spec: &Spec, namespaces: &Namespaces) -> Option<u32> {
 }
 
 /// Labels of security modules, for a new container and for `exec`.
-pub(super) fn add_labels(steps: &mut Steps, process: &Process, at: &Pointer) -> Result<()> {
+pub(super) fn add_labels(steps: &mut Steps, process: &Process, at: &Pointer) {
     let given = |label: &Option<String>| label.clone().filter(|label| !label.is_empty());
     if let Some(profile) = given(process.apparmor_profile()) {
         let at = at.key("apparmorProfile");
-        steps.add(&at, ExecLabel::apparmor(&profile, at.clone())?);
+        steps.add(&at, ExecLabel::apparmor(&profile, at.clone()));
     }
     if let Some(label) = given(process.selinux_label()) {
         let at = at.key("selinuxLabel");
-        steps.add(&at, ExecLabel::selinux(&label, at.clone())?);
+        steps.add(&at, ExecLabel::selinux(&label, at.clone()));
     }
-    Ok(())
 }
 
 /// What holds for every process of the container.

@@ -33,7 +33,7 @@ pub fn exec(request: &ExecRequest<'_>, host: &Host) -> Result<Plan> {
     let user_namespace = request.namespaces.contains(CloneFlags::CLONE_NEWUSER);
     let mut steps = Steps::default();
     // While the host's /proc is at hand.
-    add_labels(&mut steps, request.process, &request.at)?;
+    add_labels(&mut steps, request.process, &request.at);
     steps.add(&Pointer::to("/linux/namespaces"), JoinNamespaces);
     if user_namespace {
         steps.add(&Pointer::to("/linux/uidMappings"), BecomeRoot);

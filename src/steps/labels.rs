@@ -14,31 +14,56 @@ use std::path::Path;
 /// made to swallow it (CVE-2019-16884, CVE-2025-52881).
 pub struct ExecLabel {
     at: Pointer,
+    module: Module,
     /// What is written: `exec PROFILE` or a context.
     value: String,
-    /// Where; the first one that exists.
-    files: &'static [&'static str],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Module {
+    AppArmor,
+    SELinux,
+}
+
+impl Module {
+    /// Fails where the host doesn't have it.
+    fn check(self) -> Result<()> {
+        match self {
+            Module::AppArmor => {
+                let enabled = file::read(Path::new("/sys/module/apparmor/parameters/enabled"));
+                let enabled = enabled.is_ok_and(|enabled| enabled.starts_with('Y'));
+                if enabled {
+                    Ok(())
+                } else {
+                    Err(Error::new("apparmor: config provided but apparmor not supported"))
+                }
+            }
+            Module::SELinux if Path::new("/sys/fs/selinux/enforce").exists() => Ok(()),
+            Module::SELinux => Err(Error::new(
+                "selinux label is specified in config, but selinux is disabled or not supported",
+            )),
+        }
+    }
+
+    /// Where its labels are written; the first one that exists.
+    fn files(self) -> &'static [&'static str] {
+        match self {
+            // The first since Linux 5.8, for hosts with several modules.
+            Module::AppArmor => &["/proc/self/attr/apparmor/exec", "/proc/self/attr/exec"],
+            Module::SELinux => &["/proc/self/attr/exec"],
+        }
+    }
 }
 
 impl ExecLabel {
-    /// An AppArmor profile, for a host that has AppArmor.
-    pub fn apparmor(profile: &str, at: Pointer) -> Result<Self> {
-        let enabled = file::read(Path::new("/sys/module/apparmor/parameters/enabled"));
-        if !enabled.is_ok_and(|enabled| enabled.starts_with('Y')) {
-            return Err(Error::new("apparmor: config provided but apparmor not supported").at(at));
-        }
-        // The first since Linux 5.8, for hosts with several modules.
-        let files = &["/proc/self/attr/apparmor/exec", "/proc/self/attr/exec"];
-        Ok(ExecLabel { at, value: format!("exec {profile}"), files })
+    /// An AppArmor profile.
+    pub fn apparmor(profile: &str, at: Pointer) -> Self {
+        ExecLabel { at, module: Module::AppArmor, value: format!("exec {profile}") }
     }
 
-    /// An SELinux context, for a host that has SELinux.
-    pub fn selinux(label: &str, at: Pointer) -> Result<Self> {
-        if !Path::new("/sys/fs/selinux/enforce").exists() {
-            let error = "selinux label is specified in config, but selinux is disabled or not supported";
-            return Err(Error::new(error).at(at));
-        }
-        Ok(ExecLabel { at, value: label.into(), files: &["/proc/self/attr/exec"] })
+    /// An SELinux context.
+    pub fn selinux(label: &str, at: Pointer) -> Self {
+        ExecLabel { at, module: Module::SELinux, value: label.into() }
     }
 }
 
@@ -50,12 +75,13 @@ impl fmt::Display for ExecLabel {
 
 impl Step for ExecLabel {
     fn apply(&self, _: &mut Init) -> Result<()> {
+        self.module.check().at(&self.at)?;
         if !statfs("/proc/self/attr").is_ok_and(|stat| stat.filesystem_type() == PROC_SUPER_MAGIC) {
             return Err(Error::new("/proc is not a procfs").at(self.at.clone()));
         }
-        for name in self.files {
+        for name in self.module.files() {
             match file::write(Path::new(name), &self.value) {
-                Err(failed) if failed.errno == Errno::ENOENT && self.files.last() != Some(name) => {}
+                Err(failed) if failed.errno == Errno::ENOENT && self.module.files().last() != Some(name) => {}
                 other => {
                     return other.doing(|| format!("unable to apply label {:?}", self.value)).at(&self.at);
                 }
