@@ -59,6 +59,8 @@ fn run(arguments: Vec<OsString>) -> i32 {
             log::error(&error.to_string());
             return 1;
         }
+    } else {
+        sys::entry::fill_standard_descriptors();
     }
     match cli::run(arguments) {
         Ok(done) => {

@@ -60,7 +60,7 @@ impl Root {
 
     /// Opens `path` within the root.
     pub fn resolve(&self, path: &Path, flags: OFlag, links: Links) -> Result<OwnedFd> {
-        self.last.take();
+        self.forget_last();
         open_within(self.fd.as_fd(), path, flags, links)
             .call(|| format!("openat2({path:?}, {flags:?}, RESOLVE_IN_ROOT)"))
     }
@@ -81,10 +81,16 @@ impl Root {
                 Err(errno) => return Err(errno).call(calling),
             }
         }
-        self.last.take();
+        self.forget_last();
         match open_within(self.fd.as_fd(), path, OFlag::O_PATH, Links::Follow) {
             Err(Errno::ENOENT) => self.make(path, kind()?).map(|file| (file, Made::Now)).call(calling),
             other => other.map(|file| (file, Made::Before)).call(calling),
+        }
+    }
+
+    fn forget_last(&self) {
+        if let Some(dir) = self.last.take().and_then(|(_, dir)| Rc::into_inner(dir)) {
+            sys::file::leave(dir);
         }
     }
 
@@ -119,6 +125,7 @@ impl Root {
                 match make_in(dir.as_fd(), name, kind) {
                     Ok(made) => {
                         let parent = Rc::new(std::mem::replace(&mut dir, made));
+                        self.forget_last();
                         self.last.replace(Some((done.clone(), parent)));
                     }
                     Err(Errno::EEXIST) => {

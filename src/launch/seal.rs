@@ -23,11 +23,13 @@ use std::path::Path;
 
 const SELF: &str = "/proc/self/exe";
 
-/// Goes on in a sealed copy, where this isn't one already. `arguments` are this process's own.
+/// Goes on in a sealed copy, where this isn't one already, with its standard descriptors there.
+/// `arguments` are this process's own.
 pub fn seal(arguments: &[OsString]) -> Result<()> {
     if is_sealed() {
         return Ok(());
     }
+    entry::fill_standard_descriptors();
     let copy = match read_only_mount() {
         Err(failed) if matches!(failed.errno, Errno::EPERM | Errno::EINVAL) => copy_in_memory()?,
         other => other?,

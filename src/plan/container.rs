@@ -170,7 +170,7 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
     };
     if let Some(process) = spec.process() {
         let available = if user_namespace { !0 } else { host.capabilities };
-        let credentials = Credentials { available, own_null: own_dev, user_namespace };
+        let credentials = Credentials { available, own_null: own_dev, user_namespace, at_root: true };
         add_process(&mut plan, process, linux, &at("/process"), &credentials)?;
         add_start_hooks(&mut plan.finish, config, &request.id);
         if let Some(program) = plan.program.as_mut().filter(|_| request.listen_fds > 0) {
@@ -247,6 +247,8 @@ pub(super) struct Credentials {
     pub own_null: bool,
     /// Whether it is in a user namespace.
     pub user_namespace: bool,
+    /// Whether its current directory is the container's root already.
+    pub at_root: bool,
 }
 
 /// The process itself, for a new container and for `exec`: from its privileges, which it loses one
@@ -268,7 +270,10 @@ pub(super) fn add_process(
     steps.add_some(&at.key("scheduler"), Scheduler::plan(process, at)?);
     steps.add_some(&at.key("ioPriority"), IoPriority::plan(process, at)?);
     steps.add(at, OwnStandardStreams { uid, own_null: credentials.own_null });
-    steps.add(&at.key("cwd"), first_try);
+    let elsewhere = !credentials.at_root || crate::root::normal(process.cwd()) != std::path::Path::new("/");
+    if elsewhere {
+        steps.add(&at.key("cwd"), first_try);
+    }
     if !list(process.env())
         .iter()
         .any(|entry| entry.strip_prefix("HOME=").is_some_and(|home| !home.is_empty()))
@@ -283,7 +288,9 @@ pub(super) fn add_process(
     if no_new_privileges {
         steps.add(&at.key("noNewPrivileges"), NoNewPrivileges);
     }
-    steps.add(&at.key("cwd"), second_try);
+    if elsewhere {
+        steps.add(&at.key("cwd"), second_try);
+    }
     steps.add(&at.key("args"), FindProgram::plan(process, at)?);
 
     let filter = match linux.and_then(|linux| linux.seccomp().as_ref()) {

@@ -57,7 +57,7 @@ pub fn exec(request: &ExecRequest<'_>, host: &Host) -> Result<Plan> {
         program: None,
     };
     let available = if user_namespace { !0 } else { host.capabilities };
-    let credentials = Credentials { available, own_null: false, user_namespace };
+    let credentials = Credentials { available, own_null: false, user_namespace, at_root: false };
     add_process(&mut plan, request.process, linux, &request.at, &credentials)?;
     Ok(plan)
 }

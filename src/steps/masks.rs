@@ -61,6 +61,7 @@ impl Step for MaskedPaths {
             .at(&Pointer::to("/linux/maskedPaths").index(index))?;
             file::leave(target);
         }
+        empty.into_iter().for_each(file::leave);
         Ok(())
     }
 }

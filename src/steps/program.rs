@@ -131,9 +131,6 @@ impl Step for WorkingDirectory {
         if !init.found.in_directory {
             change().map_err(|failed| self.refused(failed))?;
         }
-        if self.path == Path::new("/") {
-            return Ok(());
-        }
         // A cwd like /proc/self/fd/7 could be a directory of the host that the runtime has open
         // (CVE-2024-21626): the kernel has no name for it within this root.
         match nix::unistd::getcwd() {

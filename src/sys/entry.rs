@@ -1,8 +1,8 @@
 //! From the kernel's entry to `crate::run`, without the standard library's start-up.
 //!
 //! Rust's start-up changes the disposition of SIGPIPE, which a container would inherit, and sets
-//! up signal stacks that damda doesn't need; both cost system calls. What is kept of it: the
-//! standard descriptors exist, so that no file of ours can become one of the container's.
+//! up signal stacks that damda doesn't need; both cost system calls. What is kept of it, for `run` to
+//! call: the standard descriptors exist, so that no file of ours can become one of the container's.
 
 use std::ffi::{CStr, OsString, c_char, c_int};
 use std::os::unix::ffi::OsStringExt;
@@ -10,7 +10,6 @@ use std::os::unix::ffi::OsStringExt;
 #[cfg(not(test))]
 #[unsafe(no_mangle)]
 extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
-    fill_standard_descriptors();
     // SAFETY: the C library passes `argc` strings that live as long as the process.
     crate::run(unsafe { arguments(argc, argv) })
 }
@@ -27,8 +26,7 @@ unsafe fn arguments(argc: c_int, argv: *const *const c_char) -> Vec<OsString> {
 }
 
 /// Opens /dev/null in place of each of 0, 1, 2 that the caller closed.
-#[cfg_attr(test, allow(dead_code))]
-fn fill_standard_descriptors() {
+pub fn fill_standard_descriptors() {
     let closed = |fd| libc::pollfd { fd, events: 0, revents: 0 };
     let mut standard = [closed(0), closed(1), closed(2)];
     // SAFETY: the array holds three entries.
