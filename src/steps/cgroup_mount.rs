@@ -56,12 +56,9 @@ impl fmt::Display for CgroupMount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let version = if self.unified { "cgroup2" } else { "cgroup hierarchies" };
         let from = if self.own_namespace { "from the container's namespace" } else { "of the container" };
-        write!(
-            f,
-            "mount {version} {from} on {}, set {:#x}",
-            self.destination.display(),
-            self.attributes().attr_set
-        )
+        write!(f, "mount {version} {from} on {}: nosuid,nodev,noexec", self.destination.display())?;
+        let read_only = self.attributes().attr_set & libc::MOUNT_ATTR_RDONLY != 0;
+        f.write_str(if read_only { ",ro" } else { "" })
     }
 }
 

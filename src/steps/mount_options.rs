@@ -2,6 +2,7 @@
 
 use crate::sys::mount::{Depth, MountAttr};
 use libc::c_ulong;
+use std::fmt;
 
 /// What a list of options asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -132,6 +133,37 @@ pub fn known() -> Vec<&'static str> {
 /// A propagation type by its name, as in `linux.rootfsPropagation`.
 pub fn propagation(name: &str) -> Option<(c_ulong, Depth)> {
     PROPAGATION.iter().find(|(other, ..)| *other == name).map(|&(_, flag, depth)| (flag, depth))
+}
+
+/// The words for flags of mount(2), such as `ro`.
+fn words(flags: c_ulong, sets: bool) -> impl Iterator<Item = &'static str> {
+    FLAGS.iter().filter(move |(_, flag, set)| *set == sets && flags & flag != 0).map(|(name, ..)| *name)
+}
+
+/// The words for attributes of mount_setattr(2) on a mount and all below it, such as `rro`.
+fn recursive_words(attr: MountAttr) -> impl Iterator<Item = &'static str> {
+    let (set, clear) = (attr.attr_set, attr.attr_clr & !libc::MOUNT_ATTR__ATIME);
+    let asked = move |flag: u64, sets: bool| if sets { set & flag != 0 } else { clear & flag != 0 };
+    RECURSIVE.iter().filter(move |(_, flag, sets)| asked(*flag, *sets)).map(|(name, ..)| *name)
+}
+
+/// The word for a propagation type, such as `rslave`.
+pub fn propagation_word(flag: c_ulong, depth: Depth) -> &'static str {
+    PROPAGATION.iter().find(|(_, other, of)| (*other, *of) == (flag, depth)).map_or("?", |(name, ..)| *name)
+}
+
+/// What is asked for, in the words of the configuration, after the last of two that contradict each
+/// other has won.
+impl fmt::Display for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut all: Vec<&'static str> = words(self.set, true).chain(words(self.clear, false)).collect();
+        all.extend(self.propagation.iter().map(|&(flag, depth)| propagation_word(flag, depth)));
+        all.extend(self.recursive.into_iter().flat_map(recursive_words));
+        all.extend(self.idmap.map(|_| "idmap"));
+        all.extend(self.copy_up.then_some("tmpcopyup"));
+        let comma = if all.is_empty() || self.data.is_empty() { "" } else { "," };
+        write!(f, "{}{comma}{}", all.join(","), self.data)
+    }
 }
 
 impl Options {

@@ -217,21 +217,19 @@ impl fmt::Display for Mount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let at = self.destination.display();
         match &self.source {
-            Source::FileSystem { kind, data, .. } => {
-                write!(f, "mount {} on {at}, {:?}", kind.to_string_lossy(), data)?
-            }
+            Source::FileSystem { kind, .. } => write!(f, "mount {} on {at}", kind.to_string_lossy())?,
             Source::Bind { path, depth: Depth::Mount } => write!(f, "bind {} to {at}", path.display())?,
             Source::Bind { path, depth: Depth::Tree } => {
                 write!(f, "bind {} and below to {at}", path.display())?
             }
             Source::Remount => write!(f, "remount {at}")?,
         }
-        write!(f, ", set {:#x}, clear {:#x}", self.options.set, self.options.clear)?;
-        for (flag, depth) in &self.options.propagation {
-            write!(f, ", propagation {flag:#x}{}", if *depth == Depth::Tree { " and below" } else { "" })?;
+        let options = self.options.to_string();
+        if !options.is_empty() {
+            write!(f, ": {options}")?;
         }
-        if let Some(attr) = &self.options.recursive {
-            write!(f, ", set {:#x} and clear {:#x} for all below", attr.attr_set, attr.attr_clr)?;
+        if self.read_only_later {
+            f.write_str(" (ro once it is filled)")?;
         }
         Ok(())
     }
@@ -478,11 +476,11 @@ mod tests {
             planned(
                 r#"{"destination":"a/../b","type":"tmpfs","source":"vol","options":["rbind","rslave","ro"]}"#
             ),
-            Ok("bind /bundle/vol and below to /b, set 0x1, clear 0x0, propagation 0x80000 and below".into())
+            Ok("bind /bundle/vol and below to /b: ro,rslave".into())
         );
         assert_eq!(
             planned(r#"{"destination":"/a","type":"bind","source":"/x","options":["mode=755"]}"#),
-            Ok("bind /x to /a, set 0x0, clear 0x0".into()),
+            Ok("bind /x to /a: mode=755".into()),
             "the type is enough, as for mount(8)"
         );
     }

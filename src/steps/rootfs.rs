@@ -69,12 +69,13 @@ impl fmt::Display for PrepareRoot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.change {
             Change::Chroot => write!(f, "open {}", self.path.display()),
-            _ => write!(
-                f,
-                "bind {} to itself, host mounts {:#x}",
-                self.path.display(),
-                self.propagation.of_the_host()
-            ),
+            _ => {
+                let of_the_host = match self.propagation.of_the_host() {
+                    flags if flags & libc::MS_SHARED == 0 => "slaves of the host's",
+                    _ => "shared with the host",
+                };
+                write!(f, "bind {} to itself; all mounts are {of_the_host}", self.path.display())
+            }
         }
     }
 }
@@ -124,8 +125,13 @@ pub struct ChangeRoot {
 
 impl fmt::Display for ChangeRoot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "change the root: {:?}", self.change)?;
-        self.propagation.flag.map_or(Ok(()), |flag| write!(f, ", propagation {flag:#x}"))
+        f.write_str(match self.change {
+            Change::Pivot => "change the root: pivot_root",
+            Change::Move => "change the root: move it to /, chroot",
+            Change::Chroot => "change the root: chroot",
+        })?;
+        let Propagation { flag, depth } = self.propagation;
+        flag.map_or(Ok(()), |flag| write!(f, ", {}", mount_options::propagation_word(flag, depth)))
     }
 }
 

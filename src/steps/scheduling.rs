@@ -74,7 +74,9 @@ impl Scheduler {
 
 impl fmt::Display for Scheduler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "scheduler: {:?}", self.attr)
+        let SchedAttr { policy, nice, priority, runtime, deadline, period, .. } = self.attr;
+        write!(f, "scheduler: policy {policy}, nice {nice}, priority {priority}")?;
+        if deadline == 0 { Ok(()) } else { write!(f, ", {runtime} of {period} ns within {deadline} ns") }
     }
 }
 
@@ -208,7 +210,7 @@ impl Personality {
 
 impl fmt::Display for Personality {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "personality {:#x}", self.0)
+        f.write_str(if self.0 == 0 { "personality LINUX" } else { "personality LINUX32" })
     }
 }
 

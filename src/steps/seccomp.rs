@@ -19,12 +19,7 @@ pub struct LoadSeccomp {
 
 impl fmt::Display for LoadSeccomp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "load seccomp filter: {} instructions, flags {:#x}",
-            self.filter.program.len(),
-            self.filter.flags
-        )
+        write!(f, "load seccomp filter: {} instructions", self.filter.program.len())
     }
 }
 
