@@ -22,6 +22,7 @@ tests![
     "runc exec --cgroup" => cgroup,
     "runc exec --preserve-fds" => descriptors,
     "runc exec: a user namespace" => user_namespace,
+    "config.md, Linux Process: execCPUAffinity" => cpu_affinity,
     "runc exec: options end at the command" => options_of_the_command,
 ];
 
@@ -248,6 +249,23 @@ fn user_namespace(case: &Case) -> Verdict {
     ensure_eq!(report["uid"], json!([7, 7, 7]), "uid");
     let map: Vec<&str> = report["uidMap"].as_str().unwrap_or_default().split_whitespace().collect();
     ensure_eq!(map, ["0", "100000", "1000"], "uid map");
+    Ok(())
+}
+
+fn cpu_affinity(case: &Case) -> Verdict {
+    if case.runtime.name != "damda" {
+        crate::skip!("Debian's runc and crun are older than this property");
+    }
+    case.start(|_| ())?;
+    let file = case.directory.join("process.json");
+    let mut process = json!({ "args": ["/probe", "report"], "cwd": "/", "user": { "uid": 0, "gid": 0 } });
+    process["execCPUAffinity"] = json!({ "initial": "0", "final": "0" });
+    fs::write(&file, process.to_string())?;
+    let report = case.call(&["exec", "--process", text(&file), &case.id])?.succeeded()?.json()?;
+    ensure_eq!(report["scheduler"]["cpus"], "0", "CPUs that are allowed");
+    process["execCPUAffinity"] = json!({ "final": "none" });
+    fs::write(&file, process.to_string())?;
+    case.call(&["exec", "--process", text(&file), &case.id])?.failed_with(&["execCPUAffinity"])?;
     Ok(())
 }
 
