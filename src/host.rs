@@ -14,6 +14,11 @@ pub struct Host {
 }
 
 impl Host {
+    /// Whether this process may open mounts of its own namespace, which an ordinary user may not.
+    pub fn may_mount(&self) -> bool {
+        self.capabilities & caps::Capability::CAP_SYS_ADMIN.bitmask() != 0
+    }
+
     /// Asks the kernel.
     pub fn probe() -> Result<Self> {
         Ok(Host { cgroups: Layout::probe()?, capabilities: identity::capget()?.permitted })

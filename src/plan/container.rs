@@ -158,7 +158,7 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
     }
 
     let mut plan = Plan {
-        trees: mounts::trees(spec, &config.bundle, user_namespace),
+        trees: mounts::trees(spec, &config.bundle, user_namespace && host.may_mount()),
         cgroup: Some(cgroup),
         namespaces,
         limits: Vec::new(),

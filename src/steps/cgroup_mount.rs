@@ -88,7 +88,7 @@ impl CgroupMount {
         // A copy of the host's mount. A new one of the same file system would wait 12 ms for the
         // kernel, and show the same.
         let source = own.unwrap_or_else(|| ROOT.into());
-        let tree = mount::clone_tree(nix::fcntl::AT_FDCWD, &source, Depth::Tree)?;
+        let tree = nearest(&source, |source| mount::clone_tree(nix::fcntl::AT_FDCWD, source, Depth::Tree))?;
         mount::set_attributes(tree.as_fd(), Depth::Tree, &self.attributes())?;
         mount::attach(tree.as_fd(), target.as_fd(), c"")?;
         self.propagate(tree.as_fd())
@@ -119,9 +119,11 @@ impl CgroupMount {
             let data = CString::new(hierarchy.controllers.as_str()).unwrap_or_default();
             mount::mount(Some(c"cgroup"), &place, Some(c"cgroup"), 0, Some(&data))?;
         } else {
-            let source = hierarchy.directory();
-            let source = CString::new(source.as_os_str().as_encoded_bytes()).unwrap_or_default();
-            mount::mount(Some(&source), &place, None, libc::MS_BIND, None)?;
+            let bind = |source: &Path| {
+                let source = CString::new(source.as_os_str().as_encoded_bytes()).unwrap_or_default();
+                mount::mount(Some(&source), &place, None, libc::MS_BIND, None)
+            };
+            nearest(&hierarchy.directory(), bind)?;
         }
         // Programs look for each controller by its own name.
         for controller in hierarchy.controllers.split(',').filter(|controller| OsStr::new(controller) != name)
@@ -145,6 +147,22 @@ impl CgroupMount {
         }
         Ok(())
     }
+}
+
+/// Does something with a cgroup's directory, or with the nearest one above it that exists: an ordinary
+/// user's container may have had to stay in the cgroup that the runtime is in.
+fn nearest<T>(
+    directory: &Path,
+    mut with: impl FnMut(&Path) -> crate::sys::Result<T>,
+) -> crate::sys::Result<T> {
+    let mut result = with(directory);
+    for above in directory.ancestors().skip(1).take_while(|above| above.starts_with(ROOT)) {
+        match &result {
+            Err(failed) if failed.errno == Errno::ENOENT => result = with(above),
+            _ => break,
+        }
+    }
+    result
 }
 
 /// Whether an entry of `/mounts` is one of cgroups, and not a bind mount that says so.

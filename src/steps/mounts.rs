@@ -129,15 +129,15 @@ pub fn plan(spec: &Spec, index: usize, bundle: &Path) -> Result<Mount> {
     Ok(Mount { index, destination, source_text, source, options, read_only_later })
 }
 
-/// The mounts that the runtime has to open: those with an id mapping, and all bind mounts of a
-/// container with a user namespace, whose root may not be able to reach the source.
-pub fn trees(spec: &Spec, bundle: &Path, user_namespace: bool) -> Vec<Tree> {
+/// The mounts that the runtime has to open: those with an id mapping and, if `all`, all bind mounts:
+/// the root of a container's user namespace may not be able to reach the source.
+pub fn trees(spec: &Spec, bundle: &Path, all: bool) -> Vec<Tree> {
     let mut trees = Vec::new();
     for (index, configured) in list(spec.mounts()).iter().enumerate() {
         let options = Options::parse(list(configured.options()));
         let Some(depth) = bind_depth(configured, &options).filter(|_| !options.remount) else { continue };
         let idmap = idmap(spec, configured, &options);
-        if idmap.is_some() || user_namespace {
+        if idmap.is_some() || all {
             let path = bundle.join(configured.source().as_deref().unwrap_or(Path::new("")));
             trees.push(Tree { index, path, depth, idmap });
         }

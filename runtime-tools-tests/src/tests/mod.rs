@@ -12,6 +12,7 @@ mod mounts;
 mod namespaces;
 mod process;
 mod rootfs;
+mod rootless;
 mod seccomp;
 mod security;
 mod terminal;
@@ -35,6 +36,7 @@ pub fn all() -> Vec<Test> {
         terminal::TESTS,
         exec::TESTS,
         engines::TESTS,
+        rootless::TESTS,
         security::TESTS,
     ]
     .concat()
