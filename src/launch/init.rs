@@ -4,6 +4,7 @@ use crate::container::gate;
 use crate::error::{Error, Result};
 use crate::link::{Link, Message};
 use crate::plan::Plan;
+use crate::root::Root;
 use crate::steps::{Found, Init};
 use crate::sys::Call;
 use crate::sys::process::{abandon, close_all_but, close_on_exec_from, exit};
@@ -20,6 +21,8 @@ pub struct Luggage {
     pub console: Option<OwnedFd>,
     /// Mounts that the runtime has opened.
     pub trees: Vec<(usize, OwnedFd)>,
+    /// The container's root, where it isn't that of a mount namespace which is joined.
+    pub root: Option<Root>,
     /// Namespaces to join.
     pub namespaces: Vec<(CloneFlags, OwnedFd)>,
     /// How many descriptors beyond the standard streams the program keeps.
@@ -43,7 +46,7 @@ pub enum Start {
 
 /// Runs the plan. What fails is told to the runtime.
 pub fn run(plan: &Plan, luggage: Luggage) -> ! {
-    let Luggage { link, console, trees, namespaces, kept, start, abandoned } = luggage;
+    let Luggage { link, console, trees, root, namespaces, kept, start, abandoned } = luggage;
     let failed = |link: &Link, error: Error| -> ! {
         // With nobody there to hear it, ending is all that is left to do. Nothing is dropped: the
         // descriptors that `make` has closed may be others by now.
@@ -53,7 +56,7 @@ pub fn run(plan: &Plan, luggage: Luggage) -> ! {
     if let Err(error) = prepare(kept, abandoned) {
         failed(&link, error)
     }
-    let (root, read_only_later, null, found) = (None, Vec::new(), None, Found::default());
+    let (read_only_later, null, found) = (Vec::new(), None, Found::default());
     let mut init = Init { root, link, console, trees, namespaces, read_only_later, null, found };
     let error = make(plan, start, 3 + kept, &mut init);
     failed(&init.link, error)

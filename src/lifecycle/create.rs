@@ -279,6 +279,7 @@ impl Attempt {
             link: inits,
             console,
             trees,
+            root: None,
             namespaces: joined,
             kept: kept as i32,
             start,

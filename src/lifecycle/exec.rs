@@ -14,6 +14,7 @@ use crate::launch::spawn::{Destination, close_to_tracers, spawn};
 use crate::launch::start::{self, Waits};
 use crate::link::{Link, Message};
 use crate::plan::{self, ExecRequest, Plan};
+use crate::root::Root;
 use crate::sys::scheduling::set_affinity;
 use crate::sys::{Call, file, identity};
 use nix::sched::CloneFlags;
@@ -84,6 +85,7 @@ pub fn run(global: &Global, options: &Options) -> Result<i32> {
         link: inits,
         console,
         trees: Vec::new(),
+        root: root_of(&init, namespaces)?,
         namespaces: Vec::new(),
         kept: options.preserve_fds as i32,
         // Its terminal must have its size and mode before the program asks.
@@ -101,6 +103,16 @@ pub fn run(global: &Global, options: &Options) -> Result<i32> {
         Some(mut foreground) => foreground.wait_for(&child),
         None => Ok(0),
     }
+}
+
+/// The root directory of a container that has no mount namespace: it is in the host's, and only its
+/// processes' own root is another.
+fn root_of(init: &Init, namespaces: CloneFlags) -> Result<Option<Root>> {
+    if namespaces.contains(CloneFlags::CLONE_NEWNS) {
+        return Ok(None);
+    }
+    // That it is still the same process is checked after this, when its pidfd is opened.
+    Ok(Some(Root::open(Path::new(&format!("/proc/{}/root", init.pid())))?))
 }
 
 /// Makes the process in the container's namespaces and cgroup.

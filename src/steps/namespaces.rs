@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType};
+use nix::unistd::{chroot, fchdir};
 use oci_spec::runtime::Linux;
 use std::fmt;
 use std::os::fd::AsFd;
@@ -136,7 +137,8 @@ impl Step for LoopbackUp {
     }
 }
 
-/// Joins the namespaces that the runtime has opened (setns(2)).
+/// Joins the namespaces that the runtime has opened (setns(2)), and goes to the container's root where
+/// none of them has it.
 pub struct JoinNamespaces;
 
 impl fmt::Display for JoinNamespaces {
@@ -150,8 +152,14 @@ impl Step for JoinNamespaces {
         for (kinds, namespace) in init.namespaces.drain(..) {
             setns(namespace.as_fd(), kinds).call(|| format!("setns({kinds:?})"))?;
         }
-        // Of the mount namespace that this process is in now.
-        init.root = Some(crate::root::Root::open(Path::new("/"))?);
+        match &init.root {
+            Some(root) => {
+                fchdir(root).call(|| "fchdir(root)".into())?;
+                chroot(c".").call(|| "chroot(\".\")".into())?;
+            }
+            // That of the mount namespace that this process is in now.
+            None => init.root = Some(crate::root::Root::open(Path::new("/"))?),
+        }
         Ok(())
     }
 }

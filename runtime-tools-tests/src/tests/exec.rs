@@ -23,6 +23,7 @@ tests![
     "runc exec --preserve-fds" => descriptors,
     "runc exec: a user namespace" => user_namespace,
     "config.md, Linux Process: execCPUAffinity" => cpu_affinity,
+    "runc exec: a container without a mount namespace" => without_a_mount_namespace,
     "runc exec: options end at the command" => options_of_the_command,
 ];
 
@@ -249,6 +250,24 @@ fn user_namespace(case: &Case) -> Verdict {
     ensure_eq!(report["uid"], json!([7, 7, 7]), "uid");
     let map: Vec<&str> = report["uidMap"].as_str().unwrap_or_default().split_whitespace().collect();
     ensure_eq!(map, ["0", "100000", "1000"], "uid map");
+    Ok(())
+}
+
+fn without_a_mount_namespace(case: &Case) -> Verdict {
+    if case.runtime.name != "damda" {
+        crate::skip!("runc and crun need one, or run the process in the host's root");
+    }
+    case.start(|config| {
+        config["linux"]["namespaces"] = json!([{ "type": "pid" }, { "type": "ipc" }]);
+        for field in ["hostname", "mounts"] {
+            config.as_object_mut().unwrap().remove(field);
+        }
+        for field in ["maskedPaths", "readonlyPaths"] {
+            config["linux"].as_object_mut().unwrap().remove(field);
+        }
+    })?;
+    let inside = case.exec(&[], &["list", "/"])?.succeeded()?.stdout;
+    ensure!(inside.contains("probe") && !inside.contains("usr"), "the root of the process: {inside}");
     Ok(())
 }
 
