@@ -235,11 +235,19 @@ impl<'a> Case<'a> {
 
     /// Creates and starts a container that waits.
     pub fn start(&self, change: impl FnOnce(&mut Value)) -> Verdict<Bundle> {
+        let mut waits = false;
         let bundle = self.create(|config| {
             config["process"]["args"] = probe(&["wait"]);
             change(config);
+            waits = config["process"]["args"] == probe(&["wait"]);
         })?;
+        let created = self.commands.get() - 1;
         self.call(&["start", &self.id])?.succeeded()?;
+        if waits {
+            // Before it has said so, it is deaf to signals, as every first process is.
+            let printed = self.directory.join(format!("{created}.stdout"));
+            until("the program", || Ok(fs::read_to_string(&printed)?.contains("waiting")))?;
+        }
         Ok(bundle)
     }
 

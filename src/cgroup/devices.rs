@@ -248,6 +248,11 @@ pub fn program(rules: &[Rule]) -> Vec<Instruction> {
             program.push(jump_unless_equal(register, value as i32, to_next_rule));
         }
         program.extend(body);
+        if conditions.is_empty() && rule.access == ALL {
+            // It decides on everything. The kernel refuses a program with a part that is never
+            // reached.
+            return program;
+        }
     }
     program.extend([operation(MOVE, 0, 0), EXIT]);
     program
@@ -358,6 +363,25 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn every_instruction_is_reached() {
+        for list in ["[]", r#"[{"allow":false,"access":"rwm"}]"#, r#"[{"allow":false,"access":"w"}]"#] {
+            let program = program(&rules_of(list));
+            let mut reached = vec![false; program.len()];
+            let mut to_visit = vec![0];
+            while let Some(at) = to_visit.pop() {
+                if std::mem::replace(&mut reached[at], true) || program[at] == EXIT {
+                    continue;
+                }
+                to_visit.push(at + 1);
+                if matches!(program[at].code, JUMP_IF_EQUAL | JUMP_UNLESS_EQUAL) {
+                    to_visit.push(at + 1 + program[at].offset as usize);
+                }
+            }
+            assert!(reached.iter().all(|reached| *reached), "{list}: {reached:?}");
         }
     }
 
