@@ -30,6 +30,7 @@ impl From<String> for Done {
 #[derive(Debug, Parser)]
 #[command(
     name = "damda",
+    args_override_self = true,
     disable_version_flag = true,
     disable_help_subcommand = true,
     subcommand_required = false
@@ -117,9 +118,11 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
 struct Nothing {}
 
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
 struct Id {
     /// the container's id
     #[arg(value_name = "CONTAINER-ID")]
@@ -127,6 +130,7 @@ struct Id {
 }
 
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
 struct Bundle {
     /// the bundle directory
     #[arg(short, long, value_name = "DIR", default_value = ".")]
@@ -134,6 +138,7 @@ struct Bundle {
 }
 
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
 struct Create {
     /// the bundle directory
     #[arg(short, long, value_name = "DIR", default_value = ".")]
@@ -162,6 +167,7 @@ struct Create {
 }
 
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
 struct Run {
     /// leave the container when its program runs
     #[arg(short, long)]
@@ -177,6 +183,7 @@ struct Run {
 }
 
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
 struct Delete {
     /// kill the container if it runs, and remove it even if its state is damaged or missing
     #[arg(short, long)]
@@ -187,6 +194,7 @@ struct Delete {
 }
 
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
 struct Kill {
     /// send the signal to all processes of the container
     #[arg(short, long)]
@@ -200,6 +208,7 @@ struct Kill {
 }
 
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
 struct List {
     /// the form of the output
     #[arg(short, long, value_enum, default_value = "table")]
@@ -210,6 +219,7 @@ struct List {
 }
 
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
 struct Ps {
     /// the form of the output
     #[arg(short, long, value_enum, default_value = "table")]
@@ -223,6 +233,7 @@ struct Ps {
 }
 
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
 struct Spec {
     /// directory to write config.json to
     #[arg(short, long, value_name = "DIR", default_value = ".")]
@@ -233,6 +244,7 @@ struct Spec {
 }
 
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
 struct Exec {
     /// file that describes the process
     #[arg(short, long, value_name = "FILE")]
@@ -334,7 +346,7 @@ impl From<Exec> for exec::Options {
 
 /// Does what the command line says.
 pub fn run(arguments: Vec<OsString>) -> Result<Done> {
-    let matches = match Cli::command().try_get_matches_from(with_double_dashes(arguments)) {
+    let matches = match Cli::command().try_get_matches_from(as_go_reads_them(arguments)) {
         Ok(matches) => matches,
         Err(error) if !error.use_stderr() => return Ok(error.to_string().into()),
         Err(error) => return Err(usage(&error)),
@@ -350,7 +362,8 @@ pub fn run(arguments: Vec<OsString>) -> Result<Done> {
     };
     let store = Store::new(cli.root.unwrap_or_else(default_root));
     let systemd_cgroup = cli.systemd_cgroup || cli.cgroup_manager == Some(CgroupManager::Systemd);
-    execute(&Global { store, systemd_cgroup }, command)
+    let no_cgroups = cli.cgroup_manager == Some(CgroupManager::Disabled);
+    execute(&Global { store, systemd_cgroup, no_cgroups }, command)
 }
 
 fn execute(global: &Global, command: Command) -> Result<Done> {
@@ -392,6 +405,11 @@ fn execute(global: &Global, command: Command) -> Result<Done> {
 fn exec_command(global: &Global, given: Exec) -> Result<Done> {
     let options = exec::Options::from(given);
     let failed = |error: Error| error.of_command("exec failed").with_status(255);
+    if options.id.starts_with('-') {
+        return Err(
+            Error::new(format!("unexpected argument '{}' found", options.id)).hint("see damda exec --help")
+        );
+    }
     if options.process.is_none() && options.arguments.is_empty() {
         return Err(failed(Error::new("process args cannot be empty").hint("give a command, or --process")));
     }
@@ -412,18 +430,41 @@ fn version() -> String {
     format!("damda version {}\ncommit: {commit}\nspec: {SPEC_VERSION}\n", env!("CARGO_PKG_VERSION"))
 }
 
-/// /run/damda, or a user's own directory for such.
+/// /run/damda, or a user's own directory for such. Root of a user namespace is such a user as well:
+/// rootless Podman calls its runtime from one.
 fn default_root() -> PathBuf {
-    match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(dir) if !identity::user().is_root() && !dir.is_empty() => PathBuf::from(dir).join("damda"),
-        _ if identity::user().is_root() => "/run/damda".into(),
+    let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+    let is_root = identity::user().is_root();
+    let is_users = || {
+        !is_root
+            || identity::in_user_namespace() && std::env::var_os("USER").is_none_or(|user| user != "root")
+    };
+    match own {
+        Some(dir) if is_users() => PathBuf::from(dir).join("damda"),
+        _ if is_root => "/run/damda".into(),
         _ => format!("/tmp/damda-{}", identity::user()).into(),
     }
 }
 
-/// Go's flags can be written with one dash, and containerd writes some so. What belongs to a
-/// command in a container (exec) or to ps(1) is left alone.
-fn with_double_dashes(arguments: Vec<OsString>) -> Vec<OsString> {
+/// Go's flags can be written with one dash, and containerd writes some so; those that are on or off
+/// can be written with a value. What belongs to a command in a container (exec) or to ps(1) is left
+/// alone.
+fn as_go_reads_them(arguments: Vec<OsString>) -> Vec<OsString> {
+    const SWITCHES: [&str; 13] = [
+        "debug",
+        "systemd-cgroup",
+        "no-pivot",
+        "no-new-keyring",
+        "detach",
+        "keep",
+        "no-subreaper",
+        "force",
+        "all",
+        "quiet",
+        "tty",
+        "no-new-privs",
+        "ignore-paused",
+    ];
     const LONG: [&str; 23] = [
         "root",
         "log",
@@ -454,9 +495,18 @@ fn with_double_dashes(arguments: Vec<OsString>) -> Vec<OsString> {
         let text = argument.to_str().unwrap_or_default();
         foreign |= matches!(text, "exec" | "ps" | "--");
         let name = text.strip_prefix('-').and_then(|text| text.split('=').next()).unwrap_or_default();
-        if !foreign && LONG.contains(&name) { OsString::from(format!("-{text}")) } else { argument }
+        if foreign {
+            return Some(argument);
+        }
+        let argument = if LONG.contains(&name) { OsString::from(format!("-{text}")) } else { argument };
+        let text = argument.to_str().unwrap_or_default();
+        match text.strip_prefix("--").and_then(|text| text.split_once('=')) {
+            Some((name, "true")) if SWITCHES.contains(&name) => Some(OsString::from(format!("--{name}"))),
+            Some((name, "false")) if SWITCHES.contains(&name) => None,
+            _ => Some(argument),
+        }
     };
-    arguments.into_iter().map(fix).collect()
+    arguments.into_iter().filter_map(fix).collect()
 }
 
 #[cfg(test)]
@@ -465,7 +515,7 @@ mod tests {
 
     fn parse(line: &str) -> std::result::Result<Cli, clap::Error> {
         let arguments = line.split_whitespace().map(OsString::from).collect();
-        let matches = Cli::command().try_get_matches_from(with_double_dashes(arguments))?;
+        let matches = Cli::command().try_get_matches_from(as_go_reads_them(arguments))?;
         Cli::from_arg_matches(&matches)
     }
 

@@ -2,7 +2,8 @@
 
 use crate::cgroup::Layout;
 use crate::error::Result;
-use crate::sys::identity;
+use crate::sys::{file, identity};
+use std::path::Path;
 
 /// The host as this process finds it.
 #[derive(Debug)]
@@ -11,6 +12,8 @@ pub struct Host {
     pub cgroups: Layout,
     /// The capabilities that this process has to give, one bit each.
     pub capabilities: u64,
+    /// The signals that this process's caller ignores.
+    pub ignored_signals: Vec<i32>,
 }
 
 impl Host {
@@ -21,6 +24,15 @@ impl Host {
 
     /// Asks the kernel.
     pub fn probe() -> Result<Self> {
-        Ok(Host { cgroups: Layout::probe()?, capabilities: identity::capget()?.permitted })
+        let capabilities = identity::capget()?.permitted;
+        Ok(Host { cgroups: Layout::probe()?, capabilities, ignored_signals: ignored_signals()? })
     }
+}
+
+/// Those in SigIgn of /proc/self/status (proc_pid_status(5)).
+fn ignored_signals() -> Result<Vec<i32>> {
+    let status = file::read(Path::new("/proc/self/status"))?;
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    Ok((1..=64).filter(|signal| mask & (1 << (signal - 1)) != 0).collect())
 }

@@ -129,7 +129,16 @@ impl Root {
                         self.last.replace(Some((done.clone(), parent)));
                     }
                     Err(Errno::EEXIST) => {
-                        let target = readlinkat(&dir, name.as_os_str())?;
+                        let target = match readlinkat(&dir, name.as_os_str()) {
+                            // No link: somebody else has just made it, on a shared volume.
+                            Err(Errno::EINVAL) => {
+                                match open_within(self.fd.as_fd(), &path, OFlag::O_PATH, Links::Follow) {
+                                    Err(Errno::ENOENT) => continue 'link,
+                                    other => return other,
+                                }
+                            }
+                            other => other?,
+                        };
                         done.push(target); // an absolute target replaces it all, as it should
                         path = done.join(missing[index + 1..].iter().collect::<PathBuf>());
                         continue 'link;

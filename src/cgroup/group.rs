@@ -30,9 +30,20 @@ struct Directory {
     controllers: String,
     /// The directory in the host's file system.
     path: PathBuf,
-    /// Whether it was there before the container, and stays (runtime.md, "Delete").
-    #[serde(default)]
-    kept: bool,
+    /// What is known of who made it.
+    claim: Claim,
+}
+
+/// Whose a directory is: nothing is ever done to processes and cgroups that may be others'.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Claim {
+    /// Nobody knows yet: `create` is about to make it, or was killed when it was.
+    Planned,
+    /// It was made for the container.
+    Made,
+    /// It was there, and empty. It stays, but what is in it is the container's (runtime.md, "Delete").
+    Found,
 }
 
 impl Directory {
@@ -68,20 +79,55 @@ impl Cgroup {
         let directories = plan.places.iter().map(|place| Directory {
             controllers: place.controllers.clone(),
             path: place.directory(),
-            kept: false,
+            claim: Claim::Planned,
         });
         Cgroup { unified: plan.unified, directories: directories.collect() }
     }
 
-    /// Makes the directories and writes the limits. On failure what was made is removed.
+    /// Makes the directories and writes the limits. On failure what was made is removed, and none of
+    /// them is the container's any more.
     pub fn create(&mut self, plan: &Plan) -> Result<()> {
         let mut made = Vec::new();
-        self.make(plan, &mut made).inspect_err(|_| {
+        let result = self.make(plan, &mut made);
+        if result.is_err() {
             for directory in made.iter().rev() {
                 // The error that led here is the one to report.
                 let _ = file::rmdir(directory);
             }
-        })
+            self.directories.clear();
+        }
+        result
+    }
+
+    /// Those that process `pid` is in and that bear the container's name: for a container whose state
+    /// is lost. Others may be shared with who knows whom.
+    pub fn bearing(id: &str, pid: Pid) -> Result<Self> {
+        let layout = layout::Layout::of_process(&pid.to_string())?;
+        let unified = layout.is_unified();
+        let places = match layout {
+            layout::Layout::Unified { own } => vec![(String::new(), PathBuf::from(layout::ROOT), own)],
+            layout::Layout::Legacy(hierarchies) => hierarchies
+                .into_iter()
+                .map(|hierarchy| (hierarchy.controllers.clone(), hierarchy.mount_point(), hierarchy.own))
+                .collect(),
+        };
+        let named = |own: &Path| own.file_name().is_some_and(|name| name.to_string_lossy().contains(id));
+        let directories =
+            places.into_iter().filter(|(_, _, own)| named(own)).map(|(controllers, mount_point, own)| {
+                let path = mount_point.join(own.strip_prefix("/").unwrap_or(&own));
+                Directory { controllers, path, claim: Claim::Made }
+            });
+        Ok(Cgroup { unified, directories: directories.collect() })
+    }
+
+    /// Whether any is known.
+    pub fn is_known(&self) -> bool {
+        !self.directories.is_empty()
+    }
+
+    /// The directories whose processes are the container's.
+    fn own(&self) -> impl Iterator<Item = &Directory> {
+        self.directories.iter().filter(|directory| directory.claim != Claim::Planned)
     }
 
     fn make(&mut self, plan: &Plan, made: &mut Vec<PathBuf>) -> Result<()> {
@@ -123,7 +169,7 @@ impl Cgroup {
     ) -> Result<()> {
         let path = self.directories[*index].path.clone();
         match make_with_parents(&path, mount_point, made)? {
-            Made::New => {}
+            Made::New => self.directories[*index].claim = Claim::Made,
             Made::Before => {
                 let inside = processes_in(&path)?.len();
                 if inside > 0 {
@@ -131,7 +177,7 @@ impl Cgroup {
                         format!("container's cgroup is not empty: {inside} process(es) found in {path:?}");
                     return Err(Error::new(error).at(Pointer::to("/linux/cgroupsPath")));
                 }
-                self.directories[*index].kept = true;
+                self.directories[*index].claim = Claim::Found;
             }
             Made::NoHierarchy => {
                 self.directories.remove(*index);
@@ -191,7 +237,7 @@ impl Cgroup {
         let path = Path::new(layout::ROOT).join(own);
         Ok(Cgroup {
             unified: true,
-            directories: vec![Directory { controllers: String::new(), path, kept: true }],
+            directories: vec![Directory { controllers: String::new(), path, claim: Claim::Found }],
         })
     }
 
@@ -269,7 +315,8 @@ impl Cgroup {
             let parent = directory.path.parent().unwrap_or(&place.mount_point);
             let inherited = cpuset_of(parent, name, &place.mount_point)?;
             let configured = plan.writes.iter().any(|(_, write)| write.file == name);
-            if !configured && !directory.kept {
+            let unset = || file::read(&directory.file(name)).is_ok_and(|own| own.trim().is_empty());
+            if !configured && (directory.claim == Claim::Made || unset()) {
                 file::write(&directory.file(name), inherited.trim())?;
             }
         }
@@ -382,7 +429,7 @@ impl Cgroup {
 
     /// Sends `signal` to all processes.
     pub fn signal_all(&self, signal: i32) -> Result<()> {
-        let Some(first) = self.directories.first() else { return Ok(()) };
+        let Some(first) = self.own().next() else { return Ok(()) };
         if self.unified
             && signal == Signal::SIGKILL as i32
             && file::write(&first.file("cgroup.kill"), "1").is_ok()
@@ -419,8 +466,13 @@ impl Cgroup {
     /// processes that are on their way out.
     pub fn remove(&self) -> Result<()> {
         let mut failures = Failures::default();
-        for directory in self.directories.iter().filter(|directory| !directory.kept) {
-            failures.note(remove_tree(&directory.path));
+        for directory in &self.directories {
+            match directory.claim {
+                Claim::Made => failures.note(remove_tree(&directory.path)),
+                // Ours if `create` was killed just then, and then there is nothing in it.
+                Claim::Planned => drop(file::rmdir(&directory.path)),
+                Claim::Found => {}
+            }
         }
         failures.into_result().doing(|| "cannot remove the container's cgroup".into())
     }

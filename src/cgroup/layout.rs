@@ -46,9 +46,14 @@ impl Layout {
     /// Looks at this host. /proc/self/mountinfo isn't read for it: a busy host has 36,000 lines
     /// there (containerd#5113).
     pub fn probe() -> Result<Self> {
+        Self::of_process("self")
+    }
+
+    /// The same, with the place of another process: its id, or `self`.
+    pub fn of_process(pid: &str) -> Result<Self> {
         let kind =
             statfs(ROOT).call(|| format!("statfs({ROOT:?})")).doing(|| "cgroups".into())?.filesystem_type();
-        let memberships = file::read(Path::new("/proc/self/cgroup")).doing(|| "cgroups".into())?;
+        let memberships = file::read(Path::new(&format!("/proc/{pid}/cgroup"))).doing(|| "cgroups".into())?;
         Self::of(kind, &memberships)
     }
 
@@ -83,8 +88,7 @@ impl Layout {
 /// Whether this process lacks the host's full rights: an ordinary user, or root in a user
 /// namespace. Asked only after the kernel has refused something.
 pub fn is_unprivileged() -> bool {
-    let whole = |map: String| map.split_whitespace().eq(["0", "0", "4294967295"]);
-    !identity::user().is_root() || !file::read(Path::new("/proc/self/uid_map")).is_ok_and(whole)
+    !identity::user().is_root() || identity::in_user_namespace()
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ mod v1;
 mod v2;
 
 use crate::config::list;
-use crate::error::{Pointer, Result};
+use crate::error::{Error, Pointer, Result};
 use oci_spec::runtime::{LinuxResources, Spec};
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
@@ -119,6 +119,20 @@ pub fn compile(spec: &Spec, id: &str, layout: &Layout) -> Result<Plan> {
     Ok(Plan { places: places(asked, id, layout), writes, devices, unified: layout.is_unified(), owner: None })
 }
 
+impl Plan {
+    /// Makes none (`--cgroup-manager disabled`); it is an error if limits are asked for.
+    pub fn without_cgroups(mut self) -> Result<Self> {
+        if let Some((at, _)) = self.writes.first() {
+            return Err(
+                Error::new("a limit needs a cgroup, and --cgroup-manager says disabled").at(at.clone())
+            );
+        }
+        self.places.clear();
+        self.devices.clear();
+        Ok(self)
+    }
+}
+
 /// The directories for `linux.cgroupsPath` (config-linux.md, "Cgroups Path"): an absolute path is
 /// from the hierarchies' roots, a relative one, or none, from where the runtime is.
 fn places(asked: Option<&Path>, id: &str, layout: &Layout) -> Vec<Place> {
@@ -164,7 +178,8 @@ fn common_writes(resources: &LinuxResources, at: &Pointer) -> Vec<(Pointer, Writ
         }
     }
     if let Some(pids) = resources.pids() {
-        let value = if pids.limit() < 0 { "max".into() } else { pids.limit().to_string() };
+        // With 0 the first process itself couldn't be made.
+        let value = if pids.limit() < 0 { "max".into() } else { pids.limit().max(1).to_string() };
         writes.push((at.key("pids").key("limit"), Write::new("pids", "pids.max", value)));
     }
     let mut rdma: Vec<_> = resources.rdma().iter().flatten().collect();

@@ -269,6 +269,10 @@ pub fn cgroups_path(path: &Path) -> Result<()> {
     if goes_up(path) {
         return Err(Error::new(format!("{path:?} must not contain \"..\"")).at(at));
     }
+    let is_part = |part: std::path::Component<'_>| matches!(part, std::path::Component::Normal(_));
+    if !path.as_os_str().is_empty() && !path.components().any(is_part) {
+        return Err(Error::new(format!("{path:?} is not the container's own cgroup")).at(at));
+    }
     if path.as_os_str().as_encoded_bytes().contains(&b'\n') {
         return Err(Error::new("contains a newline").at(at));
     }
@@ -306,7 +310,7 @@ fn check_resources(resources: &LinuxResources) -> Result<()> {
     }
     if let Some(memory) = resources.memory() {
         let at = at.key("memory");
-        if memory.swappiness().is_some_and(|value| value > 100) {
+        if memory.swappiness().is_some_and(|value| value > 100 && value != u64::MAX) {
             return Err(Error::new("must be within 0 to 100").at(at.key("swappiness")));
         }
         for (key, value) in
@@ -365,6 +369,16 @@ fn check_devices_io(resources: &LinuxResources, at: &Pointer) -> Result<()> {
     Ok(())
 }
 
+/// The kernel takes 16 bits of it: the ones above would be another action.
+fn check_errno(errno: Option<u32>, at: &Pointer) -> Result<()> {
+    match errno {
+        Some(errno) if errno > u32::from(u16::MAX) => {
+            Err(Error::new(format!("{errno} is not an errno")).at(at.clone()))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn check_seccomp(seccomp: &LinuxSeccomp) -> Result<()> {
     let at = Pointer::to("/linux/seccomp");
     let takes_errno =
@@ -373,6 +387,7 @@ fn check_seccomp(seccomp: &LinuxSeccomp) -> Result<()> {
         let error = format!("{} takes no errno", seccomp.default_action());
         return Err(Error::new(error).at(at.key("defaultErrnoRet")));
     }
+    check_errno(seccomp.default_errno_ret(), &at.key("defaultErrnoRet"))?;
     if seccomp.listener_metadata().as_ref().is_some_and(|text| !text.is_empty())
         && seccomp.listener_path().is_none()
     {
@@ -389,16 +404,16 @@ fn check_seccomp(seccomp: &LinuxSeccomp) -> Result<()> {
         if syscall.errno_ret().is_some() && !takes_errno(syscall.action()) {
             return Err(Error::new(format!("{} takes no errno", syscall.action())).at(at.key("errnoRet")));
         }
+        check_errno(syscall.errno_ret(), &at.key("errnoRet"))?;
         if syscall.action() == LinuxSeccompAction::ScmpActNotify {
             if seccomp.listener_path().is_none() {
                 return Err(Error::new("SCMP_ACT_NOTIFY without listenerPath").at(at.key("action")));
             }
-            // The runtime's own calls between the loading of the filter and execve: nobody
-            // listens yet.
-            if let Some(name) = syscall.names().iter().find(|name| ["read", "write"].contains(&name.as_str()))
-            {
-                return Err(Error::new(format!("SCMP_ACT_NOTIFY cannot be used for the {name} syscall"))
-                    .at(at.key("action")));
+            // The runtime's own call that tells of the listener: nobody listens yet.
+            if syscall.names().iter().any(|name| name == "write") {
+                return Err(
+                    Error::new("SCMP_ACT_NOTIFY cannot be used for the write syscall").at(at.key("action"))
+                );
             }
         }
         if let Some(position) = list(syscall.args()).iter().position(|argument| argument.index() > 5) {

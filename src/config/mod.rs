@@ -52,7 +52,9 @@ impl Config {
             std::path::absolute(bundle).map_err(|error| Error::new(format!("bundle {bundle:?}: {error}")))?;
         let path = bundle.join(FILE);
         let text = read(&path)?;
-        Ok(Config { spec: parse(&text).map_err(|error| error.in_file(&path))?, bundle, text })
+        let mut spec = parse(&text).map_err(|error| error.in_file(&path))?;
+        without_empty_pids(&mut spec, &text);
+        Ok(Config { spec, bundle, text })
     }
 
     /// Reads back what was stored for `exec` in a container's state directory.
@@ -73,6 +75,19 @@ pub fn load_process(path: &Path) -> Result<Process> {
     let process = parse(&read(path)?).map_err(|error| error.in_file(path))?;
     check_process(&process, &Pointer::to(""))?;
     Ok(process)
+}
+
+/// `pids` without its optional limit asks for nothing; oci-spec reads it as a limit of 0.
+fn without_empty_pids(spec: &mut Spec, text: &[u8]) {
+    let Some(resources) = spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut()) else {
+        return;
+    };
+    if resources.pids().is_some_and(|pids| pids.limit() == 0) {
+        let value: Value = serde_json::from_slice(text).unwrap_or_default();
+        if value.pointer("/linux/resources/pids/limit").is_none_or(Value::is_null) {
+            resources.set_pids(None);
+        }
+    }
 }
 
 /// A list that may be absent.

@@ -45,6 +45,19 @@ pub fn wait(gate: BorrowedFd<'_>) -> Result<OwnedFd> {
     }
 }
 
+/// Whether somebody waits at the gate. A queue that is full says so, too: one who is stopped takes
+/// nobody in.
+pub fn is_guarded(directory: &Directory) -> Result<bool> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let probe = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)
+        .call(|| "socket(AF_UNIX, SOCK_SEQPACKET)".into())?;
+    match connect(probe.as_raw_fd(), &address(directory)?) {
+        Ok(()) | Err(Errno::EAGAIN) => Ok(true),
+        Err(Errno::ENOENT | Errno::ECONNREFUSED) => Ok(false),
+        Err(errno) => Ok(Err(errno).call(|| format!("connect({:?})", directory.file(NAME)))?),
+    }
+}
+
 /// Goes to the gate; None where nobody waits there any more.
 pub fn enter(directory: &Directory) -> Result<Option<OwnedFd>> {
     let link = new_socket()?;

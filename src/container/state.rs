@@ -90,6 +90,16 @@ impl Init {
         Init::now(self.pid()) == Some(*self)
     }
 
+    /// Sends it signal number `signal`; false where it has ended.
+    pub fn signal(&self, signal: i32) -> Result<bool> {
+        let Some(pidfd) = self.pidfd()? else { return Ok(false) };
+        match pidfd_send_signal(pidfd.as_fd(), signal) {
+            Ok(()) => Ok(true),
+            Err(failed) if failed.errno == Errno::ESRCH => Ok(false),
+            Err(failed) => Err(failed.into()),
+        }
+    }
+
     /// A descriptor of this very process; None if it has ended.
     pub fn pidfd(&self) -> Result<Option<OwnedFd>> {
         match pidfd_open(self.pid()) {
@@ -99,6 +109,13 @@ impl Init {
             Err(failed) => Err(failed.into()),
         }
     }
+}
+
+/// What `create` has made: kept apart from the state, which is written before.
+#[derive(Debug, Serialize, Deserialize)]
+struct Made {
+    init: Option<Init>,
+    cgroup: Cgroup,
 }
 
 /// The seccomp agent (config-linux.md, "Seccomp", listenerPath).
@@ -184,20 +201,26 @@ impl Container {
         let text = directory.read(STATE)?.ok_or_else(missing)?;
         let mut state: State = serde_json::from_slice(&text)
             .map_err(|error| Error::new(format!("{:?} is damaged: {error}", directory.file(STATE))))?;
-        state.init = Self::init(&directory);
+        if let Some(made) = Self::made(&directory) {
+            state.init = made.init;
+            state.cgroup = made.cgroup;
+        }
         Ok(Container { directory, state })
     }
 
-    /// The first process; none where `create` was killed before it was written down as a whole.
-    fn init(directory: &Directory) -> Option<Init> {
+    /// None where `create` was killed before it was written down as a whole.
+    fn made(directory: &Directory) -> Option<Made> {
         serde_json::from_slice(&directory.read(INIT).ok()??).ok()
     }
 
     /// The cgroups and the first process of a container whose state can't be read as a whole.
     pub fn salvage(directory: &Directory) -> (Cgroup, Option<Init>) {
+        if let Some(made) = Self::made(directory) {
+            return (made.cgroup, made.init);
+        }
         let text = directory.read(STATE).ok().flatten().unwrap_or_default();
         let mut state: Value = serde_json::from_slice(&text).unwrap_or_default();
-        (serde_json::from_value(state["cgroup"].take()).unwrap_or_default(), Self::init(directory))
+        (serde_json::from_value(state["cgroup"].take()).unwrap_or_default(), None)
     }
 
     /// Keeps the state, and the configuration for `exec`.
@@ -206,9 +229,9 @@ impl Container {
         self.directory.write(STATE, &json(&self.state)?)
     }
 
-    /// Keeps which process is the first.
+    /// Keeps which process is the first, and which cgroups turned out to be the container's.
     pub fn save_init(&self) -> Result<()> {
-        self.directory.write(INIT, &json(&self.state.init)?)
+        self.directory.write(INIT, &json(&Made { init: self.state.init, cgroup: self.state.cgroup.clone() })?)
     }
 
     /// Removes all that is kept of it.
@@ -236,7 +259,7 @@ impl Container {
             return Ok(Status::Creating);
         }
         // A `start` that was killed leaves the gate behind, and nobody at it.
-        if gate::is_there(&self.directory) && gate::enter(&self.directory)?.is_some() {
+        if gate::is_there(&self.directory) && gate::is_guarded(&self.directory)? {
             return Ok(Status::Created);
         }
         Ok(Status::Running)
@@ -249,13 +272,6 @@ impl Container {
 
     /// Sends signal number `signal` to the first process; false where it has ended.
     pub fn signal_init(&self, signal: i32) -> Result<bool> {
-        let Some(pidfd) = self.state.init.map(|init| init.pidfd()).transpose()?.flatten() else {
-            return Ok(false);
-        };
-        match pidfd_send_signal(pidfd.as_fd(), signal) {
-            Ok(()) => Ok(true),
-            Err(failed) if failed.errno == Errno::ESRCH => Ok(false),
-            Err(failed) => Err(failed.into()),
-        }
+        self.state.init.map_or(Ok(false), |init| init.signal(signal))
     }
 }

@@ -5,13 +5,14 @@ use crate::error::{Context, Error, Result};
 use crate::sys::process::pidfd_send_signal;
 use crate::sys::{Call, inherited, socket, terminal};
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::termios::{self, SetArg, Termios};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, read, write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// Makes processes that the container's leave behind this one's children, so that they are
 /// collected (prctl(2), PR_SET_CHILD_SUBREAPER).
@@ -30,21 +31,29 @@ struct Relay {
     master: OwnedFd,
     /// The caller's terminal as it was; None where its input is something else.
     before: Option<Termios>,
+    /// Input that the container's terminal didn't take yet. While there is any no more is read: a
+    /// program that writes before it reads must not be waited for.
+    pending: Vec<u8>,
     input_open: bool,
     output_open: bool,
 }
 
+/// Takes over this process's signals. It is done when the process that they are for has been made, so
+/// that it has a mask of its own, and before it is told to go on: from its first moment they reach it.
+pub fn take_signals() -> Result<SignalFd> {
+    let mut all = SigSet::all();
+    // What the kernel sends for a fault of ours must end us.
+    for fault in [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE, Signal::SIGABRT] {
+        all.remove(fault);
+    }
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&all), None).call(|| "sigprocmask(SIG_BLOCK)".into())?;
+    Ok(SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .call(|| "signalfd4".into())?)
+}
+
 impl Foreground {
-    /// Takes over the signals, and the terminal that is sent over `console`.
-    pub fn prepare(console: Option<OwnedFd>) -> Result<Self> {
-        let mut all = SigSet::all();
-        // What the kernel sends for a fault of ours must end us.
-        for fault in [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE, Signal::SIGABRT] {
-            all.remove(fault);
-        }
-        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&all), None).call(|| "sigprocmask(SIG_BLOCK)".into())?;
-        let signals = SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-            .call(|| "signalfd4".into())?;
+    /// With the signals that were taken over, and the terminal that is sent over `console`.
+    pub fn prepare(signals: SignalFd, console: Option<OwnedFd>) -> Result<Self> {
         Ok(Foreground { signals, terminal: console.map(Relay::receive).transpose()? })
     }
 
@@ -52,39 +61,50 @@ impl Foreground {
     /// which is 128 and the number for a signal, as shells have it.
     pub fn wait_for(&mut self, child: &Child) -> Result<i32> {
         loop {
-            let (ended, signal, input, output) = {
+            let (ended, signal, input, terminal) = {
                 let stdin = inherited(0);
-                let relay = self.terminal.as_ref();
                 let mut fds = vec![
                     PollFd::new(child.pidfd.as_fd(), PollFlags::POLLIN),
                     PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
                 ];
-                let reads = relay.is_some_and(|relay| relay.input_open);
-                let writes = relay.filter(|relay| relay.output_open);
-                if reads {
-                    fds.push(PollFd::new(stdin, PollFlags::POLLIN));
-                }
-                if let Some(relay) = writes {
-                    fds.push(PollFd::new(relay.master.as_fd(), PollFlags::POLLIN));
+                if let Some(relay) = &self.terminal {
+                    let mut wanted = PollFlags::empty();
+                    wanted.set(PollFlags::POLLIN, relay.output_open);
+                    wanted.set(PollFlags::POLLOUT, !relay.pending.is_empty());
+                    if !wanted.is_empty() {
+                        fds.push(PollFd::new(relay.master.as_fd(), wanted));
+                    }
+                    if relay.input_open && relay.pending.is_empty() {
+                        fds.push(PollFd::new(stdin, PollFlags::POLLIN));
+                    }
                 }
                 match poll(&mut fds, PollTimeout::NONE) {
                     Ok(_) => {}
                     Err(Errno::EINTR) => continue,
                     Err(errno) => Err(errno).call(|| "poll".into())?,
                 }
-                let ready = |index: usize| fds.get(index).is_some_and(|fd| fd.any().unwrap_or(true));
-                let output = writes.is_some() && ready(if reads { 3 } else { 2 });
-                (ready(0), ready(1), reads && ready(2), output)
+                let (mut input, mut terminal) = (false, PollFlags::empty());
+                for fd in &fds[2..] {
+                    let seen = fd.revents().unwrap_or(PollFlags::POLLERR);
+                    match fd.as_fd().as_raw_fd() {
+                        0 => input = !seen.is_empty(),
+                        _ => terminal = seen,
+                    }
+                }
+                (fds[0].any() != Some(false), fds[1].any() != Some(false), input, terminal)
             };
             if signal && !ended {
                 self.pass_on_signals(child)?;
             }
             if let Some(relay) = &mut self.terminal {
-                if output {
+                if terminal.contains(PollFlags::POLLOUT) {
+                    relay.write_input();
+                }
+                if terminal.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
                     relay.copy_output();
                 }
                 if input {
-                    relay.copy_input();
+                    relay.read_input();
                 }
             }
             if ended {
@@ -149,7 +169,9 @@ impl Relay {
                 .call(|| "tcsetattr(0)".into())
                 .doing(|| "cannot set the terminal to raw mode".into())?;
         }
-        let relay = Relay { master, before, input_open: true, output_open: true };
+        // What it doesn't take at once it takes later; output is read meanwhile.
+        fcntl(&master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).call(|| "fcntl(F_SETFL, O_NONBLOCK)".into())?;
+        let relay = Relay { master, before, pending: Vec::new(), input_open: true, output_open: true };
         relay.resize();
         Ok(relay)
     }
@@ -162,8 +184,22 @@ impl Relay {
         }
     }
 
-    fn copy_input(&mut self) {
-        self.input_open = copy(inherited(0), self.master.as_fd());
+    fn read_input(&mut self) {
+        let mut buffer = [0; 8192];
+        match read(inherited(0), &mut buffer) {
+            Ok(length @ 1..) => self.pending.extend(&buffer[..length]),
+            Err(Errno::EINTR | Errno::EAGAIN) => {}
+            _ => self.input_open = false,
+        }
+        self.write_input();
+    }
+
+    fn write_input(&mut self) {
+        match write(&self.master, &self.pending) {
+            Ok(written) => drop(self.pending.drain(..written)),
+            Err(Errno::EINTR | Errno::EAGAIN) => {}
+            Err(_) => (self.input_open, self.pending) = (false, Vec::new()),
+        }
     }
 
     fn copy_output(&mut self) {

@@ -7,7 +7,7 @@ use crate::plan::Plan;
 use crate::root::Root;
 use crate::steps::{Found, Init};
 use crate::sys::Call;
-use crate::sys::process::{abandon, close_all_but, close_on_exec_from, exit};
+use crate::sys::process::{abandon, close_all_but, close_on_exec_from, default_disposition, exit};
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use nix::sys::stat::{Mode, umask};
@@ -29,9 +29,9 @@ pub struct Luggage {
     pub kept: i32,
     /// When the program is started.
     pub start: Start,
-    /// The container's directory, which only the runtime holds: with it goes the lock that says
-    /// that the container is being created.
-    pub abandoned: RawFd,
+    /// What only the runtime holds: the container's directory, with whose lock it says that the
+    /// container is being created, and its end of the link, whose closing says that it is gone.
+    pub abandoned: [RawFd; 2],
 }
 
 /// When the program is started.
@@ -53,17 +53,18 @@ pub fn run(plan: &Plan, luggage: Luggage) -> ! {
         let _ = link.send(&Message::Failed(error.to_string()));
         exit(1)
     };
-    if let Err(error) = prepare(kept, abandoned) {
-        failed(&link, error)
-    }
+    let umask = match prepare(kept, abandoned, &plan.ignored_signals) {
+        Ok(umask) => umask,
+        Err(error) => failed(&link, error),
+    };
     let (read_only_later, null, found) = (Vec::new(), None, Found::default());
-    let mut init = Init { root, link, console, trees, namespaces, read_only_later, null, found };
+    let mut init = Init { root, link, console, trees, namespaces, umask, read_only_later, null, found };
     let error = make(plan, start, 3 + kept, &mut init);
     failed(&init.link, error)
 }
 
-fn prepare(kept: i32, abandoned: RawFd) -> Result<()> {
-    abandon(abandoned);
+fn prepare(kept: i32, abandoned: [RawFd; 2], ignored: &[i32]) -> Result<Mode> {
+    abandoned.into_iter().for_each(abandon);
     // Nothing of the runtime's may stay open in the program (CVE-2016-9962, CVE-2024-21626). What
     // is opened from here on is close-on-exec from the start.
     close_on_exec_from(3 + kept)?;
@@ -72,9 +73,10 @@ fn prepare(kept: i32, abandoned: RawFd) -> Result<()> {
         Ok(_) | Err(Errno::EPERM) => {}
         Err(errno) => Err(errno).call(|| "setsid()".into())?,
     }
+    // What the caller ignores is none of the container's business.
+    ignored.iter().try_for_each(|&signal| default_disposition(signal))?;
     // Files get the modes that they are made with.
-    umask(Mode::empty());
-    Ok(())
+    Ok(umask(Mode::empty()))
 }
 
 /// Returns only what failed. Descriptors below `first` are the program's.

@@ -12,7 +12,7 @@
 use super::Child;
 use crate::error::{Context, Error, Result};
 use crate::plan::Namespaces;
-use crate::sys::process::{Fork, clone3, exit, namespace_type};
+use crate::sys::process::{Fork, clone3, default_disposition, exit, namespace_type};
 use crate::sys::{Call, file, process, socket};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
@@ -75,11 +75,27 @@ pub fn open_namespaces(namespaces: &Namespaces) -> Result<(Option<OwnedFd>, Opti
     Ok((pid, user, others))
 }
 
+/// Whether a namespace that is joined is the one that this process is in.
+pub fn is_own(kind: CloneFlags, joined: BorrowedFd<'_>) -> Result<bool> {
+    let file = match kind {
+        CloneFlags::CLONE_NEWNET => "net",
+        CloneFlags::CLONE_NEWIPC => "ipc",
+        CloneFlags::CLONE_NEWUTS => "uts",
+        _ => return Ok(false),
+    };
+    let path = format!("/proc/self/ns/{file}");
+    let own = nix::sys::stat::stat(path.as_str()).call(|| format!("stat({path:?})"))?;
+    let other = nix::sys::stat::fstat(joined).call(|| "fstat(namespace)".into())?;
+    Ok((own.st_dev, own.st_ino) == (other.st_dev, other.st_ino))
+}
+
 /// Makes the process, which runs `child`, from which it must not return.
 pub fn spawn(to: Destination<'_>, child: impl FnOnce()) -> Result<Child> {
     if to.user_namespace.is_some() {
         return spawn_by_hop(to, child);
     }
+    // Ignored, children that have ended would be gone before they are waited for.
+    default_disposition(libc::SIGCHLD)?;
     // A process is in a pid namespace for life; only its children can be in another.
     let own = to
         .pid_namespace

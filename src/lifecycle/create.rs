@@ -7,8 +7,9 @@ use crate::config::{Config, SPEC_VERSION};
 use crate::container::{Container, Init, Listener, State, Status, gate};
 use crate::error::{Context, Error, Pointer, Result};
 use crate::host::Host;
+use crate::launch::foreground::take_signals;
 use crate::launch::init::{self, Luggage, Start};
-use crate::launch::spawn::{Destination, close_to_tracers, open_namespaces, spawn};
+use crate::launch::spawn::{Destination, Joined, close_to_tracers, is_own, open_namespaces, spawn};
 use crate::launch::start::Waits;
 use crate::launch::{Child, idmap, trees};
 use crate::link::{Link, Message};
@@ -17,6 +18,7 @@ use crate::steps::hooks::{self, Kind};
 use crate::steps::rootfs::check_directory;
 use crate::sys::{Call, file, identity};
 use nix::sched::CloneFlags;
+use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::Pid;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -67,6 +69,8 @@ pub struct Created {
     pub terminal: Option<OwnedFd>,
     /// Whether it waits.
     pub waits: Waits,
+    /// This process's signals, where it will stay with the container.
+    pub signals: Option<SignalFd>,
 }
 
 /// The command.
@@ -94,6 +98,7 @@ pub fn create(global: &Global, options: &Options, config: &Config, mode: Mode) -
     let request = Request {
         id: options.id.clone(),
         no_pivot: options.no_pivot,
+        no_cgroups: global.no_cgroups,
         no_new_keyring: options.no_new_keyring,
         listen_fds: kept.listen,
     };
@@ -102,10 +107,10 @@ pub fn create(global: &Global, options: &Options, config: &Config, mode: Mode) -
     let state = describe(config, &plan, &options.id);
     let mut attempt = Attempt { container: Container { directory, state }, child: None };
     match attempt.make(config, plan, options, kept.listen + kept.preserved, mode) {
-        Ok((link, terminal)) => {
+        Ok((link, terminal, signals)) => {
             let child = attempt.child.ok_or_else(|| Error::new("the container has no process"))?;
             let waits = if mode == Mode::Create || terminal.is_some() { Waits::ToBeTold } else { Waits::Not };
-            Ok(Created { container: attempt.container, child, link, terminal, waits })
+            Ok(Created { container: attempt.container, child, link, terminal, waits, signals })
         }
         Err(error) => {
             undo(&attempt.container, attempt.child.as_ref());
@@ -119,7 +124,9 @@ fn undo(container: &Container, child: Option<&Child>) {
     if let Some(child) = child {
         let _ = child.kill();
     }
-    if let Err(error) = delete::destroy(container, child.is_some()) {
+    if child.is_some() {
+        delete::clean_up(container);
+    } else if let Err(error) = delete::destroy(container, false) {
         crate::log::warning(&format!("cleaning up: {error}"));
     }
 }
@@ -175,12 +182,12 @@ fn kept_descriptors(options: &Options) -> Result<Kept> {
 
 /// A descriptor that isn't there would become one of the runtime's own.
 pub fn check_preserved(listen: u32, preserved: u32) -> Result<()> {
-    for index in 0..preserved {
-        let fd = 3 + listen + index;
+    for index in 0..listen.saturating_add(preserved) {
+        let fd = 3 + index;
         let path = format!("/proc/self/fd/{fd}");
         if !Path::new(&path).exists() && std::fs::symlink_metadata(&path).is_err() {
             return Err(Error::new(format!(
-                "unable to stat preserved-fd {index} (of {preserved}): no such file or directory"
+                "unable to stat preserved-fd {index} (of {preserved}, LISTEN_FDS {listen}): no such file or directory"
             )));
         }
     }
@@ -235,13 +242,14 @@ impl Attempt {
         options: &Options,
         kept: u32,
         mode: Mode,
-    ) -> Result<(Link, Option<OwnedFd>)> {
+    ) -> Result<(Link, Option<OwnedFd>, Option<SignalFd>)> {
         let container = &mut self.container;
         container.directory.lock()?;
         // Before there is a cgroup: what a killed `create` leaves must be found by `delete --force`.
         container.save(config)?;
 
         let (pid_namespace, user_namespace, joined) = open_namespaces(&plan.namespaces)?;
+        refuse_the_hosts(config, &joined)?;
         let trees = trees::open(&plan.trees)?;
         let (console, terminal) = console(config, options, mode)?;
         let start = match mode {
@@ -251,11 +259,7 @@ impl Attempt {
             Mode::Detached | Mode::Foreground => Start::AtOnce,
         };
         if let Some(cgroup) = &plan.cgroup {
-            let planned = container.state.cgroup.clone();
             container.state.cgroup.create(cgroup)?;
-            if container.state.cgroup != planned {
-                container.save(config)?;
-            }
         }
         let cgroup = container.state.cgroup.descriptor()?;
 
@@ -283,21 +287,55 @@ impl Attempt {
             namespaces: joined,
             kept: kept as i32,
             start,
-            abandoned: directory,
+            abandoned: [directory, link.as_fd().as_raw_fd()],
         };
         let child = self.child.insert(spawn(destination, || init::run(&plan, luggage))?);
 
         container.state.init = Init::now(child.pid);
         container.save_init()?;
         prepare_process(child.pid, &plan, &container.state.cgroup)?;
+        let signals = (mode == Mode::Foreground).then(take_signals).transpose()?;
         link.send(&Message::Go)?;
         file::close_left();
         until_ready(&link, container, config, child.pid)?;
         if let Some(path) = &options.pidfd_socket {
             send_pidfd(path, "standard", child.pidfd.as_fd())?;
         }
-        Ok((link, terminal))
+        Ok((link, terminal, signals))
     }
+}
+
+/// A namespace can be joined that is the host's own: then what is set in it would be set on the host.
+fn refuse_the_hosts(config: &Config, joined: &Joined) -> Result<()> {
+    let linux = config.spec.linux().as_ref();
+    let sysctls: Vec<&String> =
+        linux.and_then(|linux| linux.sysctl().as_ref()).into_iter().flatten().map(|(key, _)| key).collect();
+    let is_set = |name: &Option<String>| name.as_ref().is_some_and(|name| !name.is_empty());
+    for (kind, namespace) in joined {
+        let name = plan::namespace_name(*kind);
+        let field = match *kind {
+            CloneFlags::CLONE_NEWNET => sysctls
+                .iter()
+                .find(|key| key.starts_with("net"))
+                .map(|key| Pointer::to("/linux/sysctl").key(key)),
+            CloneFlags::CLONE_NEWIPC => sysctls
+                .iter()
+                .find(|key| !key.starts_with("net"))
+                .map(|key| Pointer::to("/linux/sysctl").key(key)),
+            CloneFlags::CLONE_NEWUTS if is_set(config.spec.hostname()) => Some(Pointer::to("/hostname")),
+            CloneFlags::CLONE_NEWUTS if is_set(config.spec.domainname()) => Some(Pointer::to("/domainname")),
+            _ => None,
+        };
+        if let Some(at) = field
+            && is_own(*kind, namespace.as_fd())?
+        {
+            return Err(Error::new(format!(
+                "would change the host's: the {name} namespace that is joined is the host's own"
+            ))
+            .at(at));
+        }
+    }
+    Ok(())
 }
 
 /// Does to the new process what it can't do itself.
@@ -309,12 +347,15 @@ pub fn prepare_process(pid: Pid, plan: &Plan, cgroup: &Cgroup) -> Result<()> {
     plan.limits.iter().try_for_each(|limit| limit.allow(pid))?;
     if let Some(value) = plan.oom_score_adj {
         let path = format!("/proc/{pid}/oom_score_adj");
-        let at = Pointer::to("/process/oomScoreAdj");
-        file::write(Path::new(&path), &value.to_string()).at(&at).map_err(|error| {
-            error.hint(
-                "the runtime has no CAP_SYS_RESOURCE, and may not make a process less likely to be killed",
-            )
-        })?;
+        let path = Path::new(&path);
+        match file::write(path, &value.to_string()) {
+            // An ordinary user's process has inherited it.
+            Err(_) if file::read(path).is_ok_and(|now| now.trim() == value.to_string()) => {}
+            other => other.at(&Pointer::to("/process/oomScoreAdj")).map_err(|error| {
+                error
+                    .hint("only CAP_SYS_RESOURCE may make a process less likely to be killed than its parent")
+            })?,
+        }
     }
     Ok(())
 }

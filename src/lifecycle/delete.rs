@@ -1,7 +1,8 @@
 //! `delete`: what `create` made is taken back (runtime.md, "Delete").
 
 use super::Global;
-use crate::container::{Container, Status};
+use crate::cgroup::Cgroup;
+use crate::container::{Container, Init, Status};
 use crate::error::{Error, Result};
 use crate::steps::hooks::{self, Kind};
 use crate::sys::Call;
@@ -20,8 +21,10 @@ pub fn run(global: &Global, id: &str, force: bool) -> Result<()> {
         Err(error) if force => return remove_remains(global, id, error),
         Err(error) => return Err(error),
     };
+    if force {
+        return destroy(&container, true);
+    }
     match container.status()? {
-        _ if force => destroy(&container, true),
         // A created container's program has not begun: nobody loses anything.
         Status::Stopped | Status::Created => destroy(&container, true),
         status => Err(Error::new(format!("cannot delete container {id} that is not stopped: {status}"))),
@@ -32,7 +35,20 @@ pub fn run(global: &Global, id: &str, force: bool) -> Result<()> {
 fn remove_remains(global: &Global, id: &str, error: Error) -> Result<()> {
     let Some(directory) = global.store.open(id)? else { return Ok(()) };
     crate::log::debug(|| format!("deleting the remains of {id}: {error}"));
-    let (cgroup, _) = Container::salvage(&directory);
+    let (cgroup, init) = Container::salvage(&directory);
+    let cgroup = match init.filter(Init::is_alive) {
+        Some(init) => {
+            // A frozen process ends only when it thaws, and its cgroups are found only while it lives.
+            let cgroup = if cgroup.is_known() { cgroup } else { Cgroup::bearing(id, init.pid())? };
+            init.signal(libc::SIGKILL)?;
+            cgroup.thaw_for_kill()?;
+            if let Some(pidfd) = init.pidfd()? {
+                wait_for_end(pidfd.as_fd())?;
+            }
+            cgroup
+        }
+        None => cgroup,
+    };
     cgroup.signal_all(libc::SIGKILL)?;
     cgroup.remove()?;
     directory.remove(&[])
@@ -50,6 +66,13 @@ pub fn destroy(container: &Container, created: bool) -> Result<()> {
         hooks::run_all(Kind::Poststop, &container.state.poststop, &state, &container.state.bundle);
     }
     Ok(())
+}
+
+/// Destroys a container after a failure, which is what is to be reported.
+pub fn clean_up(container: &Container) {
+    if let Err(error) = destroy(container, true) {
+        crate::log::warning(&format!("cleaning up: {error}"));
+    }
 }
 
 /// Kills the first process, with which a pid namespace of its own ends, and whatever else is in the

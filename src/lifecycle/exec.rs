@@ -5,10 +5,10 @@ use super::{Global, connect_to, send_pidfd, write_pid_file};
 use crate::cgroup::Cgroup;
 use crate::config::{Config, check_process, group_id, load_process, user_id};
 use crate::container::{Container, Init, Status};
-use crate::error::{Error, Pointer, Result};
+use crate::error::{Context, Error, Pointer, Result};
 use crate::host::Host;
 use crate::launch::Child;
-use crate::launch::foreground::{Foreground, become_subreaper};
+use crate::launch::foreground::{Foreground, become_subreaper, take_signals};
 use crate::launch::init::{self, Luggage, Start};
 use crate::launch::spawn::{Destination, close_to_tracers, spawn};
 use crate::launch::start::{self, Waits};
@@ -90,11 +90,16 @@ pub fn run(global: &Global, options: &Options) -> Result<i32> {
         kept: options.preserve_fds as i32,
         // Its terminal must have its size and mode before the program asks.
         start: if terminal.is_some() { Start::WhenTold } else { Start::AtOnce },
-        abandoned: container.directory.as_fd().as_raw_fd(),
+        abandoned: [container.directory.as_fd().as_raw_fd(), link.as_fd().as_raw_fd()],
     };
     let target = init.pidfd()?.ok_or_else(stopped)?;
     if let [Some(initial), _] = &plan.affinity {
         set_affinity(Pid::from_raw(0), initial)?;
+    }
+    if let Some(value) = plan.oom_score_adj.filter(|_| !identity::user().is_root()) {
+        // Inherited by the process, whose own file is root's once it is closed to tracers.
+        let own = file::write(Path::new("/proc/self/oom_score_adj"), &value.to_string());
+        own.at(&Pointer::to("/process/oomScoreAdj"))?;
     }
     close_to_tracers()?;
     let child = enter(&plan, luggage, &target, namespaces, &cgroup, &init)?;
@@ -162,6 +167,7 @@ fn begin(
     if let [_, Some(last)] = &plan.affinity {
         set_affinity(child.pid, last)?;
     }
+    let signals = if options.detach { None } else { Some(take_signals()?) };
     link.send(&Message::Go)?;
     match link.receive()? {
         Some(Message::Ready) => {}
@@ -170,7 +176,7 @@ fn begin(
     }
     file::close_left();
     let waits = if terminal.is_some() { Waits::ToBeTold } else { Waits::Not };
-    let foreground = if options.detach { None } else { Some(Foreground::prepare(terminal)?) };
+    let foreground = signals.map(|signals| Foreground::prepare(signals, terminal)).transpose()?;
     let state = || container.state.for_hooks(Status::Running, container.state.init.map(|init| init.pid()));
     // Where this fails the caller's terminal is given back before anything is printed to it.
     start::begin(link, waits, |fd| {

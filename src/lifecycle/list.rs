@@ -32,7 +32,13 @@ pub fn run(global: &Global, format: Format, quiet: bool) -> Result<String> {
     }
     let mut reports = Vec::new();
     for container in &containers {
-        let mut report = Report::of(container)?;
+        let mut report = match Report::of(container) {
+            Ok(report) => report,
+            Err(error) => {
+                crate::log::warning(&format!("container {}: {error}", container.state.id));
+                continue;
+            }
+        };
         let uid = Uid::from_raw(container.state.owner);
         report.owner = User::from_uid(uid).ok().flatten().map_or_else(|| format!("#{uid}"), |user| user.name);
         reports.push(report);

@@ -30,6 +30,8 @@ pub struct Global {
     pub store: Store,
     /// `--systemd-cgroup`.
     pub systemd_cgroup: bool,
+    /// `--cgroup-manager disabled`.
+    pub no_cgroups: bool,
 }
 
 /// Writes a process's id for an engine: whole, or not at all.

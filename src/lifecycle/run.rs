@@ -29,21 +29,20 @@ pub fn run(global: &Global, options: &Options) -> Result<i32> {
         foreground::become_subreaper()?;
     }
     let mode = if options.detach { Mode::Detached } else { Mode::Foreground };
-    let Created { mut container, child, link, terminal, waits } =
+    let Created { mut container, child, link, terminal, waits, signals } =
         create(global, &options.create, &config, mode)?;
-    let mut stay = match mode {
-        Mode::Foreground => Some(Foreground::prepare(terminal)?),
-        _ => None,
+    let begin = || -> Result<Option<Foreground>> {
+        let stay = signals.map(|signals| Foreground::prepare(signals, terminal)).transpose()?;
+        start::begin(&container, &link, waits)?;
+        if let Some(path) = &options.create.pid_file {
+            write_pid_file(path, child.pid)?;
+        }
+        container.directory.unlock()?;
+        Ok(stay)
     };
-    start::start(&container, &link, waits)?;
-    if let Some(path) = &options.create.pid_file {
-        write_pid_file(path, child.pid).inspect_err(|_| {
-            let _ = child.kill();
-            let _ = delete::destroy(&container, true);
-        })?;
-    }
-    container.directory.unlock()?;
-    let Some(stay) = &mut stay else { return Ok(0) };
+    // The caller's terminal is given back before anything is printed to it.
+    let stay = begin().inspect_err(|_| delete::clean_up(&container))?;
+    let Some(mut stay) = stay else { return Ok(0) };
     let status = stay.wait_for(&child)?;
     // It has been waited for: its number may be another process's already.
     container.state.init = None;

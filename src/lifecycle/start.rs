@@ -3,7 +3,10 @@
 use super::{Global, delete};
 use crate::container::{Container, Status, gate};
 use crate::error::{Error, Pointer, Result};
-use crate::launch::start::{Waits, begin, send_listener};
+use crate::launch::{
+    self,
+    start::{Waits, send_listener},
+};
 use crate::link::Link;
 use crate::steps::hooks::{self, Kind};
 use std::os::fd::AsFd;
@@ -22,24 +25,21 @@ pub fn run(global: &Global, id: &str) -> Result<()> {
     }
     let link = gate::enter(&container.directory)?
         .ok_or_else(|| Error::new("cannot start an already running container"))?;
-    start(&container, &Link::over(link), Waits::ToBeTold)?;
+    // A start that fails ends the container (runtime.md, "Lifecycle", steps 7 to 9).
+    begin(&container, &Link::over(link), Waits::ToBeTold).inspect_err(|_| delete::clean_up(&container))?;
     gate::remove(&container.directory)
 }
 
-/// Starts a container that is ready, over the connection to its first process. Where that fails,
-/// the container is destroyed (runtime.md, "Lifecycle", steps 7 to 9).
-pub fn start(container: &Container, link: &Link, waits: Waits) -> Result<()> {
+/// Starts a container that is ready, over the connection to its first process.
+pub fn begin(container: &Container, link: &Link, waits: Waits) -> Result<()> {
     let listener = |fd| {
         let init = container.state.init.ok_or_else(|| Error::new("container not running"))?;
         let pidfd = init.pidfd()?.ok_or_else(|| Error::new("container not running"))?;
         let state = container.state.for_hooks(Status::Created, Some(init.pid()));
         send_listener(container, pidfd.as_fd(), init.pid(), fd, state)
     };
-    begin(link, waits, listener).and_then(|()| poststart(container)).inspect_err(|_| {
-        if let Err(error) = delete::destroy(container, true) {
-            crate::log::warning(&format!("cleaning up: {error}"));
-        }
-    })
+    launch::start::begin(link, waits, listener)?;
+    poststart(container)
 }
 
 /// The program has been executed: the kernel closed the connection within execve(2).

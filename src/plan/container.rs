@@ -39,6 +39,8 @@ pub struct Request {
     pub id: String,
     /// `--no-pivot`.
     pub no_pivot: bool,
+    /// `--cgroup-manager disabled`.
+    pub no_cgroups: bool,
     /// `--no-new-keyring`.
     pub no_new_keyring: bool,
     /// How many descriptors of socket activation are passed on (sd_listen_fds(3)).
@@ -54,6 +56,9 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
     check_mount_namespace(spec, &namespaces)?;
 
     let mut cgroup = cgroup::compile(spec, &request.id, &host.cgroups)?;
+    if request.no_cgroups {
+        cgroup = cgroup.without_cgroups()?;
+    }
     cgroup.owner = cgroup_owner(spec, &namespaces);
     // A process that is cloned into its cgroup can be cloned into a namespace that begins there.
     // On v1 it is moved afterwards, and makes the namespace then.
@@ -77,6 +82,10 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
     if !namespaces.joined.is_empty() {
         steps.add(&at("/linux/namespaces"), JoinNamespaces);
     }
+    // Becoming root closes the process's own /proc files to it, where the offsets are written.
+    if let Some(linux) = linux.filter(|_| time_namespace) {
+        steps.add(&at("/linux/timeOffsets"), NewTimeNamespace::plan(linux));
+    }
     if user_namespace {
         steps.add(&at("/linux/uidMappings"), BecomeRoot);
     }
@@ -85,9 +94,6 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
     }
     if !request.no_new_keyring {
         steps.add(&at("/process"), JoinKeyring::plan(&request.id, user_namespace)?);
-    }
-    if let Some(linux) = linux.filter(|_| time_namespace) {
-        steps.add(&at("/linux/timeOffsets"), NewTimeNamespace::plan(linux));
     }
     if namespaces.new.contains(CloneFlags::CLONE_NEWNET) {
         steps.add(&at("/linux/namespaces"), LoopbackUp);
@@ -124,7 +130,7 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
                 wait_for_cgroup(&mut steps);
             }
             let own = namespaces.new.contains(CloneFlags::CLONE_NEWCGROUP) || late_cgroup_namespace;
-            steps.add(&at, CgroupMount::plan(mount, &cgroup.places, cgroup.unified, own));
+            steps.add(&at, CgroupMount::plan(mount, &cgroup.places, cgroup.unified, own, user_namespace));
         } else {
             steps.add(&at, mounts::plan(spec, index, &config.bundle).map_err(|error| error.at(at.clone()))?);
         }
@@ -161,6 +167,7 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
         trees: mounts::trees(spec, &config.bundle, user_namespace && host.may_mount()),
         cgroup: Some(cgroup),
         namespaces,
+        ignored_signals: host.ignored_signals.clone(),
         limits: Vec::new(),
         oom_score_adj: None,
         affinity: [None, None],

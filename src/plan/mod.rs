@@ -26,6 +26,8 @@ pub struct Plan {
     pub cgroup: Option<cgroup::Plan>,
     /// Mounts that the runtime opens.
     pub trees: Vec<Tree>,
+    /// Signals that the caller ignores and the container's process must not.
+    pub ignored_signals: Vec<i32>,
     /// Limits that the runtime allows a process in a user namespace.
     pub limits: Vec<Limit>,
     /// `process.oomScoreAdj`.

@@ -30,7 +30,11 @@ fn host(unified: bool) -> Host {
             "7:name=systemd:/own\n6:pids:/own\n5:freezer:/own\n4:devices:/own\n3:memory:/own\n2:cpuset:/own\n1:cpu,cpuacct:/own\n0::/",
         ),
     };
-    Host { cgroups: Layout::of(kind, memberships).expect("a layout"), capabilities: !0 }
+    Host {
+        cgroups: Layout::of(kind, memberships).expect("a layout"),
+        capabilities: !0,
+        ignored_signals: Vec::new(),
+    }
 }
 
 fn compare(name: &str, actual: &str) {

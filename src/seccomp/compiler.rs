@@ -140,7 +140,7 @@ fn condition_code(
         if cfg!(target_endian = "little") { (offset, offset + 4) } else { (offset + 4, offset) };
     // With a mask, `value` is the mask and `valueTwo` what is compared.
     let (mask, value) = match condition.operator {
-        Operator::ScmpCmpMaskedEq => (Some(condition.value), condition.masked),
+        Operator::ScmpCmpMaskedEq => (Some(condition.value), condition.masked & condition.value),
         _ => (None, condition.value),
     };
     let (test, negated) = match condition.operator {

@@ -118,6 +118,10 @@ pub fn decide(seccomp: &LinuxSeccomp, architecture: Architecture) -> Vec<Range> 
     let mut calls: BTreeMap<u32, Decision> = BTreeMap::new();
     for syscall in list(seccomp.syscalls()) {
         let action = syscall.action().as_u32(syscall.errno_ret());
+        if action == default {
+            // It says nothing, and must not come between those that do.
+            continue;
+        }
         for name in syscall.names() {
             // Names that the table doesn't have are of other architectures, or newer than it.
             if let Some(number) = number(name, architecture) {
@@ -179,7 +183,7 @@ fn add(calls: &mut BTreeMap<u32, Decision>, number: u32, syscall: &LinuxSyscall,
 fn newer_than_profile(seccomp: &LinuxSeccomp) -> Option<u32> {
     use LinuxSeccompAction as Action;
     match seccomp.default_action() {
-        Action::ScmpActAllow | Action::ScmpActLog => None,
+        Action::ScmpActAllow | Action::ScmpActLog | Action::ScmpActTrace => None,
         _ => Some(Action::ScmpActErrno.as_u32(Some(libc::ENOSYS as u32))),
     }
 }

@@ -1,16 +1,15 @@
 //! A mount of type `cgroup`: the container's view of its cgroups.
 
 use super::mount_options::Options;
-use super::mounts::through_proc;
+use super::mounts::{new_file_system, through_proc};
 use super::{Init, Step};
 use crate::cgroup::{Place, ROOT};
 use crate::config::list;
 use crate::error::{Context, Result};
-use crate::root::{Kind, Links, normal};
+use crate::root::{Kind, normal};
 use crate::sys::mount::{self, Depth, MountAttr};
 use crate::sys::{Call, file};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::symlinkat;
 use oci_spec::runtime::Mount;
@@ -28,6 +27,8 @@ pub struct CgroupMount {
     /// Whether the container has a cgroup namespace of its own: then what is mounted begins at its
     /// cgroup by itself.
     own_namespace: bool,
+    /// Whether it is read-only whatever the configuration says.
+    read_only: bool,
 }
 
 /// What every mount of cgroups is.
@@ -35,19 +36,31 @@ const ATTRIBUTES: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc:
 
 impl CgroupMount {
     /// For the entry `mount` of `/mounts`.
-    pub fn plan(mount: &Mount, places: &[Place], unified: bool, own_namespace: bool) -> Self {
+    pub fn plan(
+        mount: &Mount,
+        places: &[Place],
+        unified: bool,
+        own_namespace: bool,
+        user_namespace: bool,
+    ) -> Self {
         CgroupMount {
             destination: normal(mount.destination()),
             options: Options::parse(list(mount.options())),
             places: places.to_vec(),
             unified,
             own_namespace,
+            // It would be the host's, with nothing but file permissions before it (CVE-2023-25809).
+            read_only: user_namespace && !own_namespace,
         }
     }
 
     fn attributes(&self) -> MountAttr {
         let mut attr = self.options.named_attributes();
         attr.attr_set |= ATTRIBUTES & !attr.attr_clr;
+        if self.read_only {
+            attr.attr_set |= libc::MOUNT_ATTR_RDONLY;
+            attr.attr_clr &= !libc::MOUNT_ATTR_RDONLY;
+        }
         attr
     }
 }
@@ -65,19 +78,18 @@ impl fmt::Display for CgroupMount {
 impl Step for CgroupMount {
     fn apply(&self, init: &mut Init) -> Result<()> {
         let target = init.root()?.ensure(&self.destination, Kind::Directory)?;
-        if self.unified { self.mount_v2(init, target) } else { self.mount_v1(init, target) }
+        if self.unified { self.mount_v2(target) } else { self.mount_v1(target) }
             .doing(|| format!("error mounting \"cgroup\" to rootfs at {:?}", self.destination))
     }
 }
 
 impl CgroupMount {
-    fn mount_v2(&self, init: &Init, target: OwnedFd) -> Result<()> {
+    fn mount_v2(&self, target: OwnedFd) -> Result<()> {
         if self.own_namespace {
-            let place = through_proc(target.as_fd());
-            match mount::mount(Some(c"cgroup2"), &place, Some(c"cgroup2"), 0, None) {
-                Ok(()) => {
-                    let mounted = init.root()?.resolve(&self.destination, OFlag::O_PATH, Links::Follow)?;
-                    return self.finish(mounted.as_fd(), Depth::Mount);
+            match new_file_system(c"cgroup2", c"cgroup2", c"", 0, self.attributes().attr_set) {
+                Ok(tree) => {
+                    mount::attach(tree.as_fd(), target.as_fd(), c"")?;
+                    return self.propagate(tree.as_fd());
                 }
                 // Not in a user namespace on every kernel: the container's part of the host's does.
                 Err(failed) if matches!(failed.errno, Errno::EPERM | Errno::EBUSY) => {}
@@ -95,12 +107,9 @@ impl CgroupMount {
     }
 
     /// A tmpfs with a directory for each hierarchy.
-    fn mount_v1(&self, init: &Init, target: OwnedFd) -> Result<()> {
-        let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-        let place = through_proc(target.as_fd());
-        mount::mount(Some(c"tmpfs"), &place, Some(c"tmpfs"), flags, Some(c"mode=755"))?;
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
-        let tmpfs = init.root()?.resolve(&self.destination, flags, Links::Follow)?;
+    fn mount_v1(&self, target: OwnedFd) -> Result<()> {
+        let tmpfs = new_file_system(c"tmpfs", c"tmpfs", c"mode=755", 0, ATTRIBUTES)?;
+        mount::attach(tmpfs.as_fd(), target.as_fd(), c"")?;
         for hierarchy in &self.places {
             self.mount_hierarchy(tmpfs.as_fd(), hierarchy)?;
         }

@@ -8,6 +8,7 @@ use crate::sys::process::pidfd_open;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::umask;
 use nix::unistd::Pid;
 use oci_spec::runtime::{Hook, Hooks};
 use serde_json::Value;
@@ -191,10 +192,13 @@ impl fmt::Display for RunHooks {
 }
 
 impl Step for RunHooks {
-    fn apply(&self, _: &mut Init) -> Result<()> {
+    fn apply(&self, init: &mut Init) -> Result<()> {
         let mut state = self.state.clone();
         state["pid"] = std::process::id().into();
-        run(self.kind, &self.hooks, &state, self.directory.as_deref().unwrap_or(Path::new(".")))
+        let own = (self.kind == Kind::CreateContainer).then(|| umask(init.umask));
+        let result = run(self.kind, &self.hooks, &state, self.directory.as_deref().unwrap_or(Path::new(".")));
+        own.map(umask);
+        result
     }
 }
 

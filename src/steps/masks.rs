@@ -4,7 +4,7 @@
 //! hand: nothing of the container's is used to hide something from it (CVE-2025-31133).
 
 use super::devices::{cover_with_null, hosts_null};
-use super::mounts::through_proc;
+use super::mounts::{new_file_system, through_proc};
 use super::{Init, Step};
 use crate::config::list;
 use crate::error::{Context, Pointer, Result};
@@ -53,7 +53,7 @@ impl Step for MaskedPaths {
             };
             match cover_with_null(&null, target.as_fd()) {
                 Err(failed) if failed.errno == Errno::ENOTDIR => {
-                    self.cover_directory(init, path, target.as_fd(), &mut empty)
+                    self.cover_directory(target.as_fd(), &mut empty)
                 }
                 other => Ok(other?),
             }
@@ -67,23 +67,17 @@ impl Step for MaskedPaths {
 }
 
 impl MaskedPaths {
-    fn cover_directory(
-        &self,
-        init: &Init,
-        path: &Path,
-        target: BorrowedFd<'_>,
-        empty: &mut Option<OwnedFd>,
-    ) -> Result<()> {
-        let place = through_proc(target);
+    fn cover_directory(&self, target: BorrowedFd<'_>, empty: &mut Option<OwnedFd>) -> Result<()> {
         if let Some(empty) = empty {
             let source =
                 CString::new(through_proc(empty.as_fd()).as_os_str().as_encoded_bytes()).unwrap_or_default();
-            return Ok(mount::mount(Some(&source), &place, None, libc::MS_BIND, None)?);
+            return Ok(mount::mount(Some(&source), &through_proc(target), None, libc::MS_BIND, None)?);
         }
         let label = self.label.as_ref().map(|label| format!(",context=\"{label}\"")).unwrap_or_default();
         let data = CString::new(format!("nr_blocks=1,nr_inodes=1{label}")).unwrap_or_default();
-        mount::mount(Some(c"tmpfs"), &place, Some(c"tmpfs"), libc::MS_RDONLY, Some(&data))?;
-        *empty = Some(init.root()?.resolve(path, OFlag::O_PATH, Links::Follow)?);
+        let tree = new_file_system(c"tmpfs", c"tmpfs", &data, libc::MS_RDONLY, libc::MOUNT_ATTR_RDONLY)?;
+        mount::attach(tree.as_fd(), target, c"")?;
+        *empty = Some(tree);
         Ok(())
     }
 }

@@ -30,6 +30,7 @@ use crate::error::{Error, Result};
 use crate::link::{Link, Message};
 use crate::root::Root;
 use nix::sched::CloneFlags;
+use nix::sys::stat::Mode;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -53,6 +54,8 @@ pub struct Init {
     pub trees: Vec<(usize, OwnedFd)>,
     /// Namespaces to join: their types, and a descriptor of the namespace or of a process in it.
     pub namespaces: Vec<(CloneFlags, OwnedFd)>,
+    /// The caller's umask, for hooks. The process's own is 0 until it has its user.
+    pub umask: Mode,
     /// Mounts that become read-only once everything in them is made.
     pub read_only_later: Vec<OwnedFd>,
     /// A verified /dev/null of the container's, to mask files with.

@@ -12,7 +12,7 @@ use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sys::stat::{SFlag, fstat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount as Configured, Spec};
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -29,6 +29,9 @@ pub struct Mount {
     options: Options,
     /// MS_RDONLY is set only after everything in the mount is made.
     read_only_later: bool,
+    /// The container has a user namespace, in which flags of the host's mounts are never taken away:
+    /// they would be locked, had the container's root mounted it.
+    flags_stay: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,7 +129,9 @@ pub fn plan(spec: &Spec, index: usize, bundle: &Path) -> Result<Mount> {
         && file_system
         && (kind == "tmpfs" || destination == Path::new("/dev"));
     let source_text = written.display().to_string();
-    Ok(Mount { index, destination, source_text, source, options, read_only_later })
+    let namespaces = spec.linux().as_ref().map_or(&[][..], |linux| list(linux.namespaces()));
+    let flags_stay = namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::User);
+    Ok(Mount { index, destination, source_text, source, options, read_only_later, flags_stay })
 }
 
 /// The mounts that the runtime has to open: those with an id mapping and, if `all`, all bind mounts:
@@ -274,7 +279,8 @@ impl Mount {
     }
 
     fn needs_the_mount(&self) -> bool {
-        !self.options.propagation.is_empty() || self.options.recursive.is_some() || self.read_only_later
+        let later = self.options.recursive.is_some() || self.read_only_later;
+        later || self.options.copy_up || !self.options.propagation.is_empty()
     }
 
     /// Mounts in the classic way, on a descriptor: it takes all options at once and in any length,
@@ -295,17 +301,35 @@ impl Mount {
         if kind.as_bytes() == b"tmpfs" && !self.options.data.contains("mode=") {
             data = with_mode_of(target.as_fd(), &data)?;
         }
-        let below = self.options.copy_up.then(|| copy_up::reopen(target.as_fd())).transpose()?;
+        if self.needs_the_mount() && !data.as_bytes().contains(&b'"') {
+            return self.mount_detached(target, kind, source, &data, flags).map(Some);
+        }
         let path = through_proc(target.as_fd());
         mount::mount(Some(source), &path, Some(kind), flags, Some(&data))
             .map_err(|failed| explained(failed, kind, source, &data))?;
-        if let Some(below) = below {
-            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
-            let mounted = init.root()?.resolve(&self.destination, flags, Links::Follow)?;
-            copy_up::copy(below.as_fd(), mounted.as_fd())?;
-        }
         file::leave(target);
         Ok(None)
+    }
+
+    /// Makes the mount before it is attached, for what is to be done with it later: to look it up by
+    /// its path again could find another one (CVE-2021-30465).
+    fn mount_detached(
+        &self,
+        target: OwnedFd,
+        kind: &CString,
+        source: &CString,
+        data: &CString,
+        flags: libc::c_ulong,
+    ) -> Result<OwnedFd> {
+        let attributes = Options { set: flags, ..self.options.clone() }.named_attributes().attr_set;
+        let tree = new_file_system(kind, source, data, flags, attributes)
+            .map_err(|failed| explained(failed, kind, source, data))?;
+        if self.options.copy_up {
+            copy_up::copy(copy_up::reopen(target.as_fd())?.as_fd(), copy_up::reopen(tree.as_fd())?.as_fd())?;
+        }
+        mount::attach(tree.as_fd(), target.as_fd(), c"")?;
+        file::leave(target);
+        Ok(tree)
     }
 
     /// The directory to mount on. For procfs and sysfs it must be a real one: a link could put
@@ -339,10 +363,15 @@ impl Mount {
             check_bound_proc(tree.as_fd())?;
         }
         let target = self.outside_proc(target, made)?;
-        if let Some(attr) = self.options.bind_attributes() {
+        if self.flags_stay {
+            let attr = MountAttr { attr_clr: 0, ..self.options.named_attributes() };
+            if attr.attr_set != 0 {
+                mount::set_attributes(tree.as_fd(), Depth::Mount, &attr)?;
+            }
+        } else if let Some(attr) = self.options.bind_attributes() {
             match mount::set_attributes(tree.as_fd(), Depth::Mount, &attr) {
-                // Flags that a user namespace inherited can't be cleared; what was asked for
-                // by name must still be done.
+                // damda itself is in a user namespace, and the host's flags are locked; what was
+                // asked for by name must still be done.
                 Err(failed) if failed.errno == Errno::EPERM => {
                     mount::set_attributes(tree.as_fd(), Depth::Mount, &self.options.named_attributes())?;
                 }
@@ -361,6 +390,38 @@ impl Mount {
         }
         Err(Error::new(format!("{:?} cannot be mounted because it leads into /proc", self.destination)))
     }
+}
+
+/// A new file system, mounted nowhere yet. `flags` are those of mount(2) that file systems have,
+/// `attributes` MOUNT_ATTR_* of the mount.
+pub fn new_file_system(
+    kind: &CStr,
+    source: &CStr,
+    data: &CStr,
+    flags: libc::c_ulong,
+    attributes: u64,
+) -> crate::sys::Result<OwnedFd> {
+    let file_system = FileSystem::open(kind)?;
+    file_system.set(c"source", Some(source))?;
+    let of_file_systems = [
+        (libc::MS_RDONLY, c"ro"),
+        (libc::MS_SYNCHRONOUS, c"sync"),
+        (libc::MS_DIRSYNC, c"dirsync"),
+        (libc::MS_LAZYTIME, c"lazytime"),
+        (libc::MS_MANDLOCK, c"mand"),
+    ];
+    for (_, name) in of_file_systems.into_iter().filter(|(flag, _)| flags & flag != 0) {
+        file_system.set(name, None)?;
+    }
+    for option in data.to_bytes().split(|&byte| byte == b',').filter(|option| !option.is_empty()) {
+        let (key, value) = match option.iter().position(|&byte| byte == b'=') {
+            Some(position) => (&option[..position], Some(&option[position + 1..])),
+            None => (option, None),
+        };
+        let string = |bytes: &[u8]| CString::new(bytes).unwrap_or_default();
+        file_system.set(&string(key), value.map(string).as_deref())?;
+    }
+    file_system.mount(attributes)
 }
 
 /// A path to what a descriptor refers to, on the host's procfs: the classic mount(2) takes paths.

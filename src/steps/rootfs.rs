@@ -139,7 +139,7 @@ impl Step for ChangeRoot {
     fn apply(&self, init: &mut Init) -> Result<()> {
         fchdir(init.root()?.as_fd()).call(|| "fchdir(rootfs)".into())?;
         match self.change {
-            Change::Pivot => self.pivot()?,
+            Change::Pivot => self.pivot(init.root()?)?,
             Change::Move => self.move_to_root()?,
             Change::Chroot => chroot(c".").call(|| "chroot(\".\")".into())?,
         }
@@ -157,13 +157,16 @@ impl Step for ChangeRoot {
 }
 
 impl ChangeRoot {
-    fn pivot(&self) -> Result<()> {
+    fn pivot(&self, root: &Root) -> Result<()> {
         let old_root = self.propagation.is_shared().then(|| Root::open(Path::new("/"))).transpose()?;
         mount::pivot_root_here()?;
         if let Some(old_root) = old_root {
             // The host's mounts are shared with the host: unmounting them here would there, too.
             fchdir(old_root.as_fd()).call(|| "fchdir(old root)".into())?;
             mount::mount(None, Path::new("."), None, libc::MS_SLAVE | libc::MS_REC, None)?;
+            mount::detach(c".")?;
+            // What is detached is still the current directory, and the host's root.
+            return Ok(fchdir(root).call(|| "fchdir(rootfs)".into())?);
         }
         Ok(mount::detach(c".")?)
     }

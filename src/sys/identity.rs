@@ -2,6 +2,7 @@
 
 use super::{Call, Result, syscall};
 use nix::unistd::Uid;
+use std::path::Path;
 
 /// The three sets that capset(2) changes, one bit a capability.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,6 +73,12 @@ fn prctl(option: libc::c_int, second: usize, third: usize) -> nix::Result<usize>
 /// works on the host: from the kernel's own note (getauxval(3)), without a system call.
 pub fn user() -> Uid {
     Uid::from_raw(auxiliary(libc::AT_EUID) as libc::uid_t)
+}
+
+/// Whether this process's ids are not the host's (user_namespaces(7)).
+pub fn in_user_namespace() -> bool {
+    let whole = |map: String| map.split_whitespace().eq(["0", "0", "4294967295"]);
+    !super::file::read(Path::new("/proc/self/uid_map")).is_ok_and(whole)
 }
 
 /// Whether this process was executed with all its user and group ids 0. Saved ids are the effective

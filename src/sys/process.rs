@@ -177,6 +177,15 @@ pub fn close_on_exec_from(first: i32) -> Result<()> {
     .call(|| format!("close_range({first}, ~0, CLOSE_RANGE_CLOEXEC)"))
 }
 
+/// Gives a signal its default effect.
+pub fn default_disposition(signal: i32) -> Result<()> {
+    // SAFETY: no handler is set, and damda has none to lose.
+    match unsafe { libc::signal(signal, libc::SIG_DFL) } {
+        libc::SIG_ERR => Err(failed(|| format!("signal({signal}, SIG_DFL)"))),
+        _ => Ok(()),
+    }
+}
+
 /// Closes descriptors `first` to `last`, which nothing in this process owns any more.
 pub fn close_range(first: i32, last: i32) {
     // It fails only for a range that isn't one.

@@ -25,6 +25,7 @@ const USAGE: &str = "usage: probe COMMAND
   mount SOURCE TARGET TYPE
   echo TEXT...            print it
   cat                     copy stdin to stdout
+  flood BYTES             print that many x
   exit STATUS
   wait                    until SIGTERM (exit status 15) or SIGINT (2)
   deaf                    as wait, but ignores SIGTERM
@@ -79,6 +80,7 @@ fn run(words: &[&str]) -> Result<u8> {
         ["cat"] => {
             std::io::copy(&mut std::io::stdin(), &mut std::io::stdout())?;
         }
+        ["flood", bytes] => print!("{}", "x".repeat(number(bytes)? as usize)),
         ["exit", status] => return Ok(number(status)? as u8),
         ["wait"] => return wait(&[Signal::SIGTERM, Signal::SIGINT]),
         ["deaf"] => return wait(&[Signal::SIGINT]),

@@ -28,6 +28,11 @@ tests![
     "runtime.md, Delete: cgroups nested in the container's" => nested_cgroups_are_removed,
     "config-linux.md, Control groups: the limits hold before the program runs" => limits_before_the_program,
     "runtime.md, Create: init is in its cgroups" => init_is_in_its_cgroups_after_create,
+    "security: a cgroup that others are in" => others_in_the_cgroup_are_left_alone,
+    "config-linux.md, Cgroups Path: the hierarchy's root" => root_of_the_hierarchy,
+    "config-linux.md, Cgroups Path: one that is there, and empty" => cgroup_that_is_there,
+    "config-linux.md, PIDs: no limit" => pids_without_the_property,
+    "crun --cgroup-manager disabled" => without_cgroups,
 ];
 
 fn with(resource: &str, value: Value) -> impl FnOnce(&mut Value) {
@@ -267,4 +272,112 @@ fn limits_before_the_program(case: &Case) -> Verdict {
 fn init_is_in_its_cgroups_after_create(case: &Case) -> Verdict {
     case.create(|_| ())?;
     in_every_hierarchy(case, &format!("/{}", case.id))
+}
+
+/// Makes a cgroup of the case's name in every hierarchy, and returns the directories.
+fn make_cgroups(case: &Case) -> Verdict<Vec<std::path::PathBuf>> {
+    let root = Path::new("/sys/fs/cgroup");
+    let mut made = Vec::new();
+    let hierarchies: Vec<_> = match machine::cgroups() {
+        Cgroups::V2 => vec![root.to_owned()],
+        Cgroups::V1 => fs::read_dir(root)?
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.join("cgroup.procs").exists())
+            .collect(),
+    };
+    for hierarchy in hierarchies {
+        let directory = hierarchy.join(&case.id);
+        fs::create_dir(&directory)?;
+        made.push(directory);
+    }
+    Ok(made)
+}
+
+fn others_in_the_cgroup_are_left_alone(case: &Case) -> Verdict {
+    if case.runtime.name != "damda" {
+        crate::skip!("crun lets the container join them; runc 1.1 as well");
+    }
+    let directories = make_cgroups(case)?;
+    let mut other =
+        std::process::Command::new(case.probe()).arg("wait").stdout(std::process::Stdio::null()).spawn()?;
+    let mut tried = Ok(());
+    for directory in directories.iter().filter(|path| !path.join("cpuset.cpus").exists()) {
+        fs::write(directory.join("cgroup.procs"), other.id().to_string())?;
+        fs::create_dir(directory.join("nested"))?;
+    }
+    for own_pids in [true, false] {
+        let bundle = case.bundle(|config| {
+            if !own_pids {
+                config["linux"]["namespaces"].as_array_mut().unwrap().retain(|entry| entry["type"] != "pid");
+            }
+        })?;
+        let path = crate::case::text(&bundle.path).to_owned();
+        tried = tried
+            .and(case.call(&["create", "--bundle", &path, &case.id])?.failed_with(&["not empty"]).map(drop));
+        case.call(&["delete", "--force", &case.id])?.succeeded()?;
+    }
+    let alive = other.try_wait()?.is_none();
+    let nested =
+        directories.iter().all(|path| path.join("cpuset.cpus").exists() || path.join("nested").is_dir());
+    other.kill()?;
+    other.wait()?;
+    for directory in &directories {
+        let _ = fs::remove_dir(directory.join("nested"));
+        fs::remove_dir(directory)?;
+    }
+    ensure!(alive, "a process that isn't the container's was killed");
+    ensure!(nested, "a cgroup that isn't the container's was removed");
+    tried
+}
+
+fn root_of_the_hierarchy(case: &Case) -> Verdict {
+    if case.runtime.name != "damda" {
+        crate::skip!("not tried: they would take the root for the container's");
+    }
+    for path in ["/", ".", "./", "//"] {
+        let bundle = case.bundle(|config| config["linux"]["cgroupsPath"] = json!(path))?;
+        case.run(&bundle)?.failed_with(&["/linux/cgroupsPath"])?;
+        case.nothing_left()?;
+    }
+    Ok(())
+}
+
+fn cgroup_that_is_there(case: &Case) -> Verdict {
+    if case.runtime.name != "damda" {
+        crate::skip!("runc and crun remove it");
+    }
+    let directories = make_cgroups(case)?;
+    let bundle = case.bundle(|config| config["process"]["args"] = probe(&["exit", "3"]))?;
+    let output = case.run(&bundle)?;
+    let stays = directories.iter().all(|path| path.is_dir());
+    for directory in &directories {
+        let _ = fs::remove_dir(directory);
+    }
+    ensure_eq!(output.status, 3, "exit status (stderr {:?})", output.stderr);
+    ensure!(stays, "a cgroup that was there before the container was removed");
+    Ok(())
+}
+
+fn pids_without_the_property(case: &Case) -> Verdict {
+    if case.runtime.name != "damda" {
+        crate::skip!("Debian's runc and crun are older than the optional limit");
+    }
+    case.report(with("pids", json!({})))?;
+    if machine::needs_controller("pids").is_ok() {
+        case.report(with("pids", json!({ "limit": 0 })))?;
+    }
+    Ok(())
+}
+
+fn without_cgroups(case: &Case) -> Verdict {
+    if case.runtime.name == "runc" {
+        crate::skip!("runc has no --cgroup-manager");
+    }
+    let bundle = case.bundle(|config| config["process"]["args"] = probe(&["wait"]))?;
+    let path = crate::case::text(&bundle.path).to_owned();
+    case.call(&["--cgroup-manager", "disabled", "create", "--bundle", &path, &case.id])?.succeeded()?;
+    let made = case.cgroups();
+    ensure!(made.is_empty(), "cgroups were made: {made:?}");
+    Ok(())
 }

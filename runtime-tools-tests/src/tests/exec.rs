@@ -209,7 +209,7 @@ fn cgroup(case: &Case) -> Verdict {
         fs::create_dir(&sub)?;
         // v1's cpuset starts empty, and takes nobody in then.
         for file in ["cpuset.cpus", "cpuset.mems"] {
-            if directory.join(file).exists() {
+            if sub.join(file).exists() {
                 fs::write(sub.join(file), fs::read(directory.join(file))?)?;
             }
         }

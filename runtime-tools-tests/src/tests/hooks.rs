@@ -19,6 +19,7 @@ tests![
     "config.md, Hooks: path MUST be absolute" => relative_path,
     "config.md, Hooks: path" => missing_program,
     "runtime.md, Lifecycle: poststop after a failed create" => poststop_after_failure,
+    "runc: the umask of hooks is the caller's" => umask_of_hooks,
 ];
 
 const KINDS: [&str; 6] =
@@ -238,5 +239,19 @@ fn poststop_after_failure(case: &Case) -> Verdict {
     })?;
     case.run(&bundle)?.failed_with(&[])?;
     ensure_eq!(kinds(&outside(case)), ["createRuntime", "poststop"], "hooks");
+    Ok(())
+}
+
+fn umask_of_hooks(case: &Case) -> Verdict {
+    use std::os::unix::fs::MetadataExt;
+    for kind in ["createRuntime", "createContainer", "poststart"] {
+        let bundle = case.bundle(|config| {
+            config["hooks"] = json!({ kind: [hook(case, kind, "0")] });
+        })?;
+        case.run(&bundle)?.succeeded()?;
+        let file = case.directory.join("hooks");
+        ensure_eq!(fs::metadata(&file)?.mode() & 0o777, 0o644, "mode of the file that a {kind} hook made");
+        fs::remove_file(&file)?;
+    }
     Ok(())
 }

@@ -33,6 +33,9 @@ tests![
     "runc kill --all" => kill_of_all_processes,
     "runtime.md, Delete: processes without a pid namespace" => delete_ends_what_shares_the_hosts_pids,
     "runc run: signals are forwarded" => run_forwards_signals,
+    "a runtime that is killed in a hook" => killed_in_a_hook,
+    "state and delete of a container that is stopped by a signal" => created_and_stopped,
+    "Go's flags: the last one counts, and switches can have values" => flags_as_go_reads_them,
 ];
 
 fn state_of_a_created_container(case: &Case) -> Verdict {
@@ -287,5 +290,49 @@ fn run_forwards_signals(case: &Case) -> Verdict {
     let status = child.wait()?;
     waiting?;
     ensure_eq!(status.code(), Some(15), "exit status of a program that SIGTERM reached");
+    Ok(())
+}
+
+fn killed_in_a_hook(case: &Case) -> Verdict {
+    if case.runtime.name != "damda" {
+        crate::skip!("runc and crun leave processes behind then");
+    }
+    let bundle = case.bundle(|config| {
+        config["hooks"] = json!({ "createRuntime": [{ "path": "/bin/sleep", "args": ["sleep", "3"] }] });
+    })?;
+    let mut command = case.command(&["create", "--bundle", text(&bundle.path), &case.id]);
+    let mut child =
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn()?;
+    let made = case.state_directory().join(&case.id).join("init.json");
+    crate::case::until("the first process", || Ok(made.exists()))?;
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    child.kill()?;
+    child.wait()?;
+    // Its first process notices that it is alone.
+    case.until_status("stopped")?;
+    case.call(&["start", &case.id])?.failed_with(&[])?;
+    case.call(&["list"])?.succeeded()?;
+    case.call(&["delete", "--force", &case.id])?.succeeded()?;
+    crate::case::until("nothing left", || Ok(case.nothing_left().is_ok()))
+}
+
+fn created_and_stopped(case: &Case) -> Verdict {
+    case.create(|_| ())?;
+    let pid = nix::unistd::Pid::from_raw(case.state()?["pid"].as_i64().unwrap_or(0) as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP)?;
+    for _ in 0..5 {
+        ensure_eq!(case.state()?["status"], "created", "status");
+    }
+    case.call(&["delete", "--force", &case.id])?.succeeded()?;
+    case.nothing_left()
+}
+
+fn flags_as_go_reads_them(case: &Case) -> Verdict {
+    if case.runtime.name == "crun" {
+        crate::skip!("crun isn't written in Go");
+    }
+    let format = ["--log-format", "text", "--log-format", "json", "--debug=false", "--systemd-cgroup=false"];
+    case.call(&[&format[..], &["list", "--quiet=false", "--format", "table", "--format=json"]].concat())?
+        .succeeded()?;
     Ok(())
 }

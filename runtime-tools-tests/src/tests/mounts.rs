@@ -28,6 +28,8 @@ tests![
     "config.md, Mounts: a directory that is a link" => target_through_a_link,
     "config.md, Mounts: times" => access_time_options,
     "config.md, Mounts: a socket, a fifo" => bind_of_special_files,
+    "mount_namespaces(7): a user namespace can't take flags away" => flags_stay_in_a_user_namespace,
+    "CVE-2023-25809: cgroups in a user namespace" => cgroups_in_a_user_namespace_are_read_only,
 ];
 
 fn add(config: &mut Value, mount: Value) {
@@ -338,5 +340,58 @@ fn bind_of_special_files(case: &Case) -> Verdict {
         case.probed(&["stat", "/run/socket"], |config| add(config, bind(&socket, "/run/socket", &["bind"])))?;
     ensure_eq!(stat.succeeded()?.json()?["/run/socket"]["type"], "socket", "type");
     let _ = text(&socket);
+    Ok(())
+}
+
+fn with_user_namespace(config: &mut Value) {
+    config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "user" }));
+    let mapping = json!([{ "containerID": 0, "hostID": 100_000, "size": 1000 }]);
+    config["linux"]["uidMappings"] = mapping.clone();
+    config["linux"]["gidMappings"] = mapping;
+}
+
+fn flags_stay_in_a_user_namespace(case: &Case) -> Verdict {
+    let volume = case.directory.join("volume");
+    fs::create_dir_all(&volume)?;
+    let bundle = case.bundle(|config| {
+        with_user_namespace(config);
+        add(config, bind(&volume, "/data", &["rbind", "nodev"]));
+    })?;
+    fs::create_dir_all(bundle.rootfs().join("data"))?;
+    let script = format!(
+        "mount --bind {0:?} {0:?} && mount -o remount,bind,ro,nosuid,noexec {0:?} && exec {1:?} --root {2:?} run --bundle {3:?} {4}",
+        volume,
+        case.runtime.binary,
+        case.state_directory(),
+        bundle.path,
+        case.id
+    );
+    let mut command = std::process::Command::new("unshare");
+    command.args(["-m", "sh", "-c", &script]);
+    let output = case.finish(command)?;
+    if output.status != 0 && case.runtime.name != "damda" {
+        return Ok(()); // runc refuses the mount: no harm
+    }
+    let report = output.succeeded()?.json()?;
+    for option in ["ro", "nosuid", "noexec", "nodev"] {
+        ensure!(
+            has_option(mount(&report, "/data")?, option),
+            "{option} is gone: {}",
+            mount(&report, "/data")?
+        );
+    }
+    Ok(())
+}
+
+fn cgroups_in_a_user_namespace_are_read_only(case: &Case) -> Verdict {
+    let report = case.report(|config| {
+        with_user_namespace(config);
+        add(config, json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["rw"] }));
+    })?;
+    let mounts = report["mounts"].as_array().into_iter().flatten();
+    for mount in mounts.filter(|mount| mount["type"].as_str().is_some_and(|kind| kind.starts_with("cgroup")))
+    {
+        ensure!(has_option(mount, "ro"), "writable: {mount}");
+    }
     Ok(())
 }

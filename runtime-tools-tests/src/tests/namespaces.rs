@@ -20,6 +20,7 @@ tests![
     "config-linux.md, Offset for Time Namespace" => time_offsets,
     "config-linux.md, Namespaces: network, lo" => loopback_is_up,
     "config-linux.md, Sysctl" => sysctl,
+    "config-linux.md, Sysctl: a joined namespace that is the host's" => sysctl_of_a_joined_host_namespace,
 ];
 
 /// Those of this process, as links name them.
@@ -181,6 +182,13 @@ fn time_offsets(case: &Case) -> Verdict {
         config["linux"]["timeOffsets"] =
             json!({ "monotonic": { "secs": 1000, "nanosecs": 5 }, "boottime": { "secs": 2000 } });
     })?;
+    let in_user_namespace = case.report(|config| {
+        with_user_namespace(config);
+        config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "time" }));
+        config["linux"]["timeOffsets"] =
+            json!({ "monotonic": { "secs": 1000, "nanosecs": 5 }, "boottime": { "secs": 2000 } });
+    })?;
+    ensure_eq!(in_user_namespace["timens"], report["timens"], "offsets in a user namespace");
     let offsets: Vec<&str> = report["timens"].as_str().unwrap_or_default().split_whitespace().collect();
     ensure_eq!(offsets, ["monotonic", "1000", "5", "boottime", "2000", "0"], "offsets");
     Ok(())
@@ -203,4 +211,30 @@ fn sysctl(case: &Case) -> Verdict {
         ensure_eq!(read.succeeded()?.stdout.trim(), value, "{name}");
     }
     Ok(())
+}
+
+fn sysctl_of_a_joined_host_namespace(case: &Case) -> Verdict {
+    if case.runtime.name != "damda" {
+        crate::skip!("not tried: crun would change the host's");
+    }
+    for (kind, file, change) in [
+        ("network", "net", json!({ "sysctl": { "net.ipv4.ip_default_ttl": "63" } })),
+        ("ipc", "ipc", json!({ "sysctl": { "kernel.msgmax": "4321" } })),
+    ] {
+        let bundle = case.bundle(|config| {
+            let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+            namespaces.retain(|entry| entry["type"] != kind);
+            namespaces.push(json!({ "type": kind, "path": format!("/proc/self/ns/{file}") }));
+            config["linux"]["sysctl"] = change["sysctl"].clone();
+        })?;
+        case.run(&bundle)?.failed_with(&["/linux/sysctl", "host"])?;
+        case.nothing_left()?;
+    }
+    let bundle = case.bundle(|config| {
+        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|entry| entry["type"] != "uts");
+        namespaces.push(json!({ "type": "uts", "path": "/proc/self/ns/uts" }));
+    })?;
+    case.run(&bundle)?.failed_with(&["/hostname", "host"])?;
+    case.nothing_left()
 }

@@ -29,6 +29,7 @@ tests![
     "runc --preserve-fds" => preserved_descriptors,
     "sd_listen_fds(3)" => descriptors_of_socket_activation,
     "signal(7): what execve keeps" => signals_are_as_at_the_start,
+    "signal(7): signals that the caller ignores" => ignored_signals_of_the_caller,
     "credentials(7): a session of its own" => session,
     "keyrings(7), runc --no-new-keyring" => session_keyring,
 ];
@@ -275,10 +276,25 @@ fn signals_are_as_at_the_start(case: &Case) -> Verdict {
     ensure_eq!(report["blocked"], 0, "blocked signals");
     // The probe itself, as any Rust program, ignores SIGPIPE.
     let sigpipe = 1 << (libc::SIGPIPE - 1);
-    // What the caller ignores, as under nohup(1), stays ignored.
-    let own = procfs::process::Process::myself()?.status()?.sigign;
-    ensure_eq!(report["ignored"].as_u64().unwrap_or(0) & !sigpipe & !own, 0, "ignored signals");
+    ensure_eq!(report["ignored"].as_u64().unwrap_or(1) & !sigpipe, 0, "ignored signals");
     Ok(())
+}
+
+fn ignored_signals_of_the_caller(case: &Case) -> Verdict {
+    let bundle = case.bundle(|_| ())?;
+    let script = format!(
+        "trap '' PIPE TERM HUP CHLD USR1; exec {:?} --root {:?} run --bundle {:?} {}",
+        case.runtime.binary,
+        case.state_directory(),
+        bundle.path,
+        case.id
+    );
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &script]);
+    let report = case.finish(command)?.succeeded()?.json()?;
+    let sigpipe = 1 << (libc::SIGPIPE - 1);
+    ensure_eq!(report["ignored"].as_u64().unwrap_or(1) & !sigpipe, 0, "ignored signals");
+    case.nothing_left()
 }
 
 fn session(case: &Case) -> Verdict {

@@ -19,6 +19,7 @@ tests![
     "config-linux.md, Masked Paths: one that is not there" => masks_of_what_is_not_there,
     "runtime-linux.md, Dev symbolic links" => device_links,
     "config-linux.md, Rootfs Mount Propagation" => propagation,
+    "config-linux.md, Rootfs Mount Propagation: shared, and cwd /" => current_directory_with_shared_propagation,
     "runc --no-pivot" => without_pivot,
     "config-linux.md, Default Filesystems" => default_file_systems,
 ];
@@ -176,6 +177,31 @@ fn propagation(case: &Case) -> Verdict {
         ensure!(
             if field.is_empty() { fields == "[]" } else { fields.contains(field) },
             "rootfsPropagation {name}: {fields}"
+        );
+    }
+    Ok(())
+}
+
+fn current_directory_with_shared_propagation(case: &Case) -> Verdict {
+    for name in ["shared", "rshared", "private", "slave"] {
+        let bundle = case.bundle(|config| {
+            config["linux"]["rootfsPropagation"] = json!(name);
+            config["process"]["args"] = probe(&["list", "."]);
+        })?;
+        let script = format!(
+            "mount --bind {0:?} {0:?} && mount --make-shared {0:?} && exec {1:?} --root {2:?} run --bundle {3:?} {4}",
+            case.directory,
+            case.runtime.binary,
+            case.state_directory(),
+            bundle.path,
+            case.id
+        );
+        let mut command = std::process::Command::new("unshare");
+        command.args(["-m", "--propagation", "private", "sh", "-c", &script]);
+        let names = case.finish(command)?.succeeded()?.stdout;
+        ensure!(
+            names.contains("probe") && !names.contains("usr"),
+            "{name}: the current directory has {names}"
         );
     }
     Ok(())

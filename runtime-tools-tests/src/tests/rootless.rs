@@ -91,12 +91,17 @@ fn what_it_sees(case: &Case) -> Verdict {
 }
 
 fn lifecycle(case: &Case) -> Verdict {
-    let path = bundle(case, |config| config["process"]["args"] = probe(&["wait"]))?;
+    let path = bundle(case, |config| {
+        config["process"]["args"] = probe(&["wait"]);
+        config["process"]["oomScoreAdj"] = json!(300);
+    })?;
     call(case, &["create", "--bundle", &path, &case.id])?.succeeded()?;
     call(case, &["start", &case.id])?.succeeded()?;
+    crate::case::until("the program", || Ok(case.printed().contains("waiting")))?;
     let state = call(case, &["state", &case.id])?.succeeded()?.json()?;
     ensure_eq!(state["status"], "running", "status");
     let report = call(case, &["exec", &case.id, "/probe", "report"])?.succeeded()?.json()?;
+    ensure_eq!(report["oomScoreAdj"], 300, "oom_score_adj in exec");
     ensure_eq!(report["uid"], json!([0, 0, 0]), "uid in exec");
     let link = fs::read_link(format!("/proc/{}/ns/user", state["pid"]))?;
     ensure_eq!(report["namespaces"]["user"], text(&link), "user namespace of exec");

@@ -23,6 +23,8 @@ tests![
     "config-linux.md, Seccomp: without noNewPrivileges" => without_no_new_privileges,
     "config-linux.md, Seccomp: listenerPath" => notify,
     "runc exec: the container's filter" => exec_has_the_filter,
+    "config-linux.md, Seccomp: a rule that is the default" => rule_that_is_the_default,
+    "config-linux.md, Seccomp: errnoRet is 16 bits" => errno_that_would_be_another_action,
 ];
 
 const MKDIR: i64 = libc::SYS_mkdirat;
@@ -296,5 +298,29 @@ fn exec_has_the_filter(case: &Case) -> Verdict {
     let words = mkdir();
     let output = case.exec(&[], &words.each_ref().map(String::as_str))?;
     ensure_eq!(output.status, libc::ENOTTY, "exit status");
+    Ok(())
+}
+
+fn rule_that_is_the_default(case: &Case) -> Verdict {
+    let conditional = json!({ "names": ["mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::ENOTTY,
+        "args": [{ "index": 2, "value": 0, "op": "SCMP_CMP_EQ" }] });
+    let default = json!({ "names": ["mkdirat"], "action": "SCMP_ACT_ALLOW" });
+    for syscalls in [json!([conditional, default]), json!([default, conditional])] {
+        let result = status(case, |config| {
+            config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": syscalls });
+        })?;
+        ensure_eq!(result, libc::ENOTTY, "exit status with {syscalls}");
+    }
+    Ok(())
+}
+
+fn errno_that_would_be_another_action(case: &Case) -> Verdict {
+    let bundle = case.bundle(deny(json!({ "action": "SCMP_ACT_ERRNO", "errnoRet": 0x7ffa_0000u32 })))?;
+    let output = case.run(&bundle)?;
+    if output.status == 0 {
+        // Cut to 16 bits, as runc does, it is still an error for the call.
+        return Ok(());
+    }
+    output.failed_with(&["/linux/seccomp/syscalls/0/errnoRet"])?;
     Ok(())
 }

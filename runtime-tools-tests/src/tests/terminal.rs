@@ -21,6 +21,7 @@ tests![
     "runc run, in a terminal" => run_in_the_foreground,
     "runc exec --tty --console-socket" => exec_with_a_terminal,
     "pty(7): the container's own devpts" => terminal_is_of_the_containers_devpts,
+    "runc run, in a terminal: much input while there is output" => input_that_is_not_read,
 ];
 
 /// Listens on a socket, and receives what the runtime sends: one descriptor.
@@ -168,5 +169,30 @@ fn terminal_is_of_the_containers_devpts(case: &Case) -> Verdict {
     ensure_eq!(report["descriptors"]["0"], "/dev/pts/0", "stdin");
     let console = crate::inside::mount(&report, "/dev/console")?;
     ensure_eq!(console["type"], "devpts", "type of /dev/console");
+    Ok(())
+}
+
+/// The program prints without reading, while its terminal's buffer for input is full: neither may
+/// wait for the other.
+fn input_that_is_not_read(case: &Case) -> Verdict {
+    let bundle = case.bundle(|config| {
+        config["process"]["terminal"] = json!(true);
+        config["process"]["args"] = probe(&["flood", "300000"]);
+    })?;
+    let mut input = String::new();
+    (0..60_000).for_each(|number| input += &format!("{number}\n"));
+    let file = case.directory.join("input");
+    std::fs::write(&file, input)?;
+    let mut command = case.command(&["run", "--bundle", text(&bundle.path), &case.id]);
+    command.stdin(File::open(&file)?).stdout(File::create(case.directory.join("output"))?);
+    let mut child = command.spawn()?;
+    let ended = crate::case::until("its end", || Ok(child.try_wait()?.is_some()));
+    if ended.is_err() {
+        child.kill()?;
+        child.wait()?;
+    }
+    ended?;
+    let output = std::fs::read_to_string(case.directory.join("output"))?;
+    ensure!(output.matches('x').count() == 300_000, "{} bytes of the program's", output.matches('x').count());
     Ok(())
 }
