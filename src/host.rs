@@ -2,7 +2,7 @@
 
 use crate::cgroup::Layout;
 use crate::error::Result;
-use crate::sys::{file, identity};
+use crate::sys::{file, identity, process};
 use std::path::Path;
 
 /// The host as this process finds it.
@@ -34,5 +34,10 @@ fn ignored_signals() -> Result<Vec<i32>> {
     let status = file::read(Path::new("/proc/self/status"))?;
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    Ok((1..=64).filter(|signal| mask & (1 << (signal - 1)) != 0).collect())
+    let ignored: Vec<i32> = (1..=64).filter(|signal| mask & (1 << (signal - 1)) != 0).collect();
+    if ignored.contains(&libc::SIGCHLD) {
+        // Children that have ended would be gone before they are waited for.
+        process::default_disposition(libc::SIGCHLD)?;
+    }
+    Ok(ignored)
 }

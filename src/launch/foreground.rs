@@ -113,6 +113,11 @@ impl Foreground {
         }
     }
 
+    /// Makes the caller's terminal what it was.
+    pub fn give_back(&mut self) {
+        self.terminal.iter_mut().for_each(Relay::give_back);
+    }
+
     fn pass_on_signals(&mut self, child: &Child) -> Result<()> {
         while let Some(info) = self.signals.read_signal().call(|| "read(signalfd)".into())? {
             match info.ssi_signo as i32 {
@@ -218,11 +223,18 @@ impl Relay {
     }
 }
 
+impl Relay {
+    /// Makes the caller's terminal what it was.
+    fn give_back(&mut self) {
+        if let Some(before) = self.before.take() {
+            let _ = termios::tcsetattr(inherited(0), SetArg::TCSANOW, &before);
+        }
+    }
+}
+
 impl Drop for Relay {
     fn drop(&mut self) {
-        if let Some(before) = &self.before {
-            let _ = termios::tcsetattr(inherited(0), SetArg::TCSANOW, before);
-        }
+        self.give_back();
     }
 }
 

@@ -12,7 +12,7 @@
 use super::Child;
 use crate::error::{Context, Error, Result};
 use crate::plan::Namespaces;
-use crate::sys::process::{Fork, clone3, default_disposition, exit, namespace_type};
+use crate::sys::process::{Fork, clone3, exit, namespace_type};
 use crate::sys::{Call, file, process, socket};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
@@ -94,8 +94,6 @@ pub fn spawn(to: Destination<'_>, child: impl FnOnce()) -> Result<Child> {
     if to.user_namespace.is_some() {
         return spawn_by_hop(to, child);
     }
-    // Ignored, children that have ended would be gone before they are waited for.
-    default_disposition(libc::SIGCHLD)?;
     // A process is in a pid namespace for life; only its children can be in another.
     let own = to
         .pid_namespace

@@ -5,6 +5,8 @@ use super::{Global, delete, start, write_pid_file};
 use crate::config::Config;
 use crate::error::{Error, Pointer, Result};
 use crate::launch::foreground::{self, Foreground};
+use crate::plan::Namespaces;
+use nix::sched::CloneFlags;
 
 /// What the command line says.
 #[derive(Debug, Clone, Default)]
@@ -25,7 +27,9 @@ pub fn run(global: &Global, options: &Options) -> Result<i32> {
     if config.spec.process().is_none() {
         return Err(Error::new("missing: there is nothing to run").at(Pointer::to("/process")));
     }
-    if !options.detach && !options.no_subreaper {
+    // From a pid namespace of the container's own nothing is left behind.
+    let own_pids = Namespaces::plan(&config.spec).new.contains(CloneFlags::CLONE_NEWPID);
+    if !options.detach && !options.no_subreaper && !own_pids {
         foreground::become_subreaper()?;
     }
     let mode = if options.detach { Mode::Detached } else { Mode::Foreground };
@@ -50,6 +54,7 @@ pub fn run(global: &Global, options: &Options) -> Result<i32> {
         delete::destroy(&container, true)?;
     }
     // The process ends, and what is open with it.
-    std::mem::forget((container, child, link));
+    stay.give_back();
+    std::mem::forget((container, child, link, stay));
     Ok(status)
 }

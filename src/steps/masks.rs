@@ -44,8 +44,7 @@ impl fmt::Display for MaskedPaths {
 impl Step for MaskedPaths {
     fn apply(&self, init: &mut Init) -> Result<()> {
         let null = hosts_null()?;
-        // One empty directory serves for all: a host has hundreds of masked ones (runc#5275).
-        let mut empty: Option<OwnedFd> = None;
+        let mut empty = Empty::default();
         for (index, path) in self.paths.iter().enumerate() {
             let target = match init.root()?.resolve(path, OFlag::O_PATH, Links::Follow) {
                 Err(failed) if matches!(failed.errno, Errno::ENOENT | Errno::ENOTDIR) => continue,
@@ -61,26 +60,45 @@ impl Step for MaskedPaths {
             .at(&Pointer::to("/linux/maskedPaths").index(index))?;
             file::leave(target);
         }
-        empty.into_iter().for_each(file::leave);
         Ok(())
     }
 }
 
 impl MaskedPaths {
-    fn cover_directory(&self, target: BorrowedFd<'_>, empty: &mut Option<OwnedFd>) -> Result<()> {
-        if let Some(empty) = empty {
-            let source =
-                CString::new(through_proc(empty.as_fd()).as_os_str().as_encoded_bytes()).unwrap_or_default();
-            return Ok(mount::mount(Some(&source), &through_proc(target), None, libc::MS_BIND, None)?);
-        }
+    fn cover_directory(&self, target: BorrowedFd<'_>, empty: &mut Empty) -> Result<()> {
         let label = self.label.as_ref().map(|label| format!(",context=\"{label}\"")).unwrap_or_default();
         let data = CString::new(format!("nr_blocks=1,nr_inodes=1{label}")).unwrap_or_default();
-        let tree = new_file_system(c"tmpfs", c"tmpfs", &data, libc::MS_RDONLY, libc::MOUNT_ATTR_RDONLY)?;
-        mount::attach(tree.as_fd(), target, c"")?;
-        *empty = Some(tree);
-        Ok(())
+        let place = through_proc(target);
+        if empty.covered < OWN {
+            empty.covered += 1;
+            return Ok(mount::mount(Some(c"tmpfs"), &place, Some(c"tmpfs"), libc::MS_RDONLY, Some(&data))?);
+        }
+        let shared = match &empty.shared {
+            Some(shared) => shared,
+            None => {
+                let tree =
+                    new_file_system(c"tmpfs", c"tmpfs", &data, libc::MS_RDONLY, libc::MOUNT_ATTR_RDONLY)?;
+                mount::attach(tree.as_fd(), target, c"")?;
+                empty.shared = Some(tree);
+                return Ok(());
+            }
+        };
+        let source =
+            CString::new(through_proc(shared.as_fd()).as_os_str().as_encoded_bytes()).unwrap_or_default();
+        Ok(mount::mount(Some(&source), &place, None, libc::MS_BIND, None)?)
     }
 }
+
+/// The empty directories that cover others: the first few are file systems of their own, which is one
+/// call each; from then on one serves for all, since a host has hundreds to mask (runc#5275).
+#[derive(Default)]
+struct Empty {
+    covered: usize,
+    shared: Option<OwnedFd>,
+}
+
+/// How many have their own.
+const OWN: usize = 4;
 
 /// Makes files and directories read-only.
 pub struct ReadOnlyPaths {

@@ -421,7 +421,9 @@ pub fn new_file_system(
         let string = |bytes: &[u8]| CString::new(bytes).unwrap_or_default();
         file_system.set(&string(key), value.map(string).as_deref())?;
     }
-    file_system.mount(attributes)
+    let mounted = file_system.mount(attributes);
+    file_system.leave();
+    mounted
 }
 
 /// A path to what a descriptor refers to, on the host's procfs: the classic mount(2) takes paths.

@@ -145,6 +145,11 @@ impl FileSystem {
         .call(|| format!("fsmount({attributes:#x})"))
     }
 
+    /// It has served.
+    pub fn leave(self) {
+        super::file::leave(self.0);
+    }
+
     fn configure(&self, command: usize, key: usize, value: usize) -> nix::Result<()> {
         // SAFETY: key and value are null or C strings that the callers hold.
         unsafe { syscall(libc::SYS_fsconfig, [raw(self.0.as_fd()), command, key, value, 0, 0]) }.map(drop)

@@ -15,6 +15,7 @@ tests![
     "pivot_root(2): nothing of the host's is left" => no_mount_of_the_host,
     "config-linux.md, Masked Paths" => masked_paths,
     "config-linux.md, Masked Paths" => masked_directory_is_read_only_and_empty,
+    "config-linux.md, Masked Paths: many directories" => many_masked_directories,
     "config-linux.md, Readonly Paths" => read_only_paths,
     "config-linux.md, Masked Paths: one that is not there" => masks_of_what_is_not_there,
     "runtime-linux.md, Dev symbolic links" => device_links,
@@ -91,6 +92,25 @@ fn masked_directory_is_read_only_and_empty(case: &Case) -> Verdict {
     let output =
         case.probed(&["write", "/etc/new", ""], |config| config["linux"]["maskedPaths"] = json!(["/etc"]))?;
     ensure_eq!(output.status, libc::EROFS, "exit status of a write to a masked directory");
+    Ok(())
+}
+
+fn many_masked_directories(case: &Case) -> Verdict {
+    let paths: Vec<String> = (0..9).map(|number| format!("/secret{number}")).collect();
+    for path in [&paths[0], &paths[8]] {
+        let bundle = case.bundle(|config| {
+            config["linux"]["maskedPaths"] = json!(paths);
+            config["process"]["args"] = probe(&["list", path]);
+        })?;
+        for path in &paths {
+            fs::create_dir_all(bundle.path.join("rootfs").join(&path[1..]).join("file"))?;
+        }
+        ensure_eq!(case.run(&bundle)?.succeeded()?.stdout.trim(), "", "entries of {path}");
+        let output = case.probed(&["write", &format!("{path}/new"), ""], |config| {
+            config["linux"]["maskedPaths"] = json!(paths);
+        })?;
+        ensure_eq!(output.status, libc::EROFS, "exit status of a write to {path}");
+    }
     Ok(())
 }
 
