@@ -4,6 +4,7 @@ use crate::config::SPEC_VERSION;
 use crate::container::Store;
 use crate::error::{Error, Result};
 use crate::lifecycle::list::Format as ListFormat;
+use crate::lifecycle::update::Change;
 use crate::lifecycle::{self, Global, create, exec, run};
 use crate::log;
 use crate::sys::identity;
@@ -115,6 +116,8 @@ enum Command {
     Start(Id),
     /// Print the state of a container, as JSON
     State(Id),
+    /// Change the limits of a container
+    Update(Update),
 }
 
 #[derive(Debug, Args)]
@@ -241,6 +244,97 @@ struct Spec {
     /// for an ordinary user
     #[arg(long)]
     rootless: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+struct Update {
+    /// file with the limits as in linux.resources, or - for stdin; other options are ignored then
+    #[arg(short, long, value_name = "FILE")]
+    resources: Option<PathBuf>,
+    /// weight of block I/O
+    #[arg(long, value_name = "WEIGHT")]
+    blkio_weight: Option<String>,
+    /// period of the CPU quota, in microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    cpu_period: Option<String>,
+    /// CPU time in each period, in microseconds
+    #[arg(long, value_name = "MICROSECONDS", allow_hyphen_values = true)]
+    cpu_quota: Option<String>,
+    /// CPU time beyond the quota that can be saved up, in microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    cpu_burst: Option<String>,
+    /// weight of CPU time
+    #[arg(long, value_name = "SHARES")]
+    cpu_share: Option<String>,
+    /// period of real-time scheduling, in microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    cpu_rt_period: Option<String>,
+    /// real-time CPU time in each period, in microseconds
+    #[arg(long, value_name = "MICROSECONDS", allow_hyphen_values = true)]
+    cpu_rt_runtime: Option<String>,
+    /// whether it runs only when nothing else does (0 or 1)
+    #[arg(long, value_name = "0|1")]
+    cpu_idle: Option<String>,
+    /// CPUs, such as 0-3,7
+    #[arg(long, value_name = "LIST")]
+    cpuset_cpus: Option<String>,
+    /// memory nodes, such as 0-1
+    #[arg(long, value_name = "LIST")]
+    cpuset_mems: Option<String>,
+    /// memory, in bytes
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    memory: Option<String>,
+    /// memory that is reserved, in bytes
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    memory_reservation: Option<String>,
+    /// memory and swap together, in bytes; -1: no limit
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    memory_swap: Option<String>,
+    /// kernel memory, which the kernel counts as memory: ignored
+    #[arg(long, value_name = "BYTES", hide = true, allow_hyphen_values = true)]
+    kernel_memory: Option<String>,
+    /// kernel memory for TCP, as above
+    #[arg(long, value_name = "BYTES", hide = true, allow_hyphen_values = true)]
+    kernel_memory_tcp: Option<String>,
+    /// tasks; -1: no limit
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pids_limit: Option<String>,
+    /// schema of the L3 cache (Intel RDT)
+    #[arg(long, value_name = "SCHEMA")]
+    l3_cache_schema: Option<String>,
+    /// schema of memory bandwidth (Intel RDT)
+    #[arg(long, value_name = "SCHEMA")]
+    mem_bw_schema: Option<String>,
+    /// the container's id
+    #[arg(value_name = "CONTAINER-ID")]
+    id: String,
+}
+
+impl Update {
+    /// The limits that the options set.
+    fn changes(&self) -> Vec<Change> {
+        let numbers = [
+            ("blockIO", "weight", &self.blkio_weight),
+            ("cpu", "period", &self.cpu_period),
+            ("cpu", "quota", &self.cpu_quota),
+            ("cpu", "burst", &self.cpu_burst),
+            ("cpu", "shares", &self.cpu_share),
+            ("cpu", "realtimePeriod", &self.cpu_rt_period),
+            ("cpu", "realtimeRuntime", &self.cpu_rt_runtime),
+            ("cpu", "idle", &self.cpu_idle),
+            ("memory", "limit", &self.memory),
+            ("memory", "reservation", &self.memory_reservation),
+            ("memory", "swap", &self.memory_swap),
+            ("pids", "limit", &self.pids_limit),
+        ];
+        let texts = [("cpu", "cpus", &self.cpuset_cpus), ("cpu", "mems", &self.cpuset_mems)];
+        let change = |(part, field, value): (&'static str, &'static str, &Option<String>), number| {
+            Some(Change { part, field, value: value.clone()?, number })
+        };
+        let numbers = numbers.into_iter().filter_map(|entry| change(entry, true));
+        numbers.chain(texts.into_iter().filter_map(|entry| change(entry, false))).collect()
+    }
 }
 
 #[derive(Debug, Args)]
@@ -398,6 +492,7 @@ fn execute(global: &Global, command: Command) -> Result<Done> {
         }
         Command::Spec(given) => lifecycle::spec::run(&given.bundle, given.rootless).map(nothing),
         Command::Start(given) => lifecycle::start::run(global, &given.id).map(nothing),
+        Command::Update(given) => update(global, &given).map(nothing),
         Command::State(given) => lifecycle::state::run(global, &given.id).map(Done::from),
     }
 }
@@ -415,6 +510,19 @@ fn exec_command(global: &Global, given: Exec) -> Result<Done> {
     }
     let status = exec::run(global, &options).map_err(failed)?;
     Ok(Done { status, ..Done::default() })
+}
+
+fn update(global: &Global, given: &Update) -> Result<()> {
+    if given.resources.is_none() {
+        let rdt = [("--l3-cache-schema", &given.l3_cache_schema), ("--mem-bw-schema", &given.mem_bw_schema)];
+        if let Some((name, _)) = rdt.into_iter().find(|(_, schema)| schema.is_some()) {
+            return Err(Error::new(format!("{name}: damda cannot apply this yet")));
+        }
+        if given.kernel_memory.is_some() || given.kernel_memory_tcp.is_some() {
+            log::warning("kernel memory has no limit of its own any more: ignored");
+        }
+    }
+    lifecycle::update::run(global, &given.id, given.resources.as_deref(), &given.changes())
 }
 
 fn usage(error: &clap::Error) -> Error {

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -252,6 +253,45 @@ impl Cgroup {
         } else {
             self.directories.iter().find(|one| one.has(controller))
         }
+    }
+
+    /// Changes limits of a container that exists. `resources` are at `at` of what they were read from.
+    pub fn update(&self, resources: &LinuxResources, at: &Pointer) -> Result<()> {
+        if self.directories.is_empty() {
+            return Err(Error::new("the container has no cgroup whose limits could be changed"));
+        }
+        self.check_memory(resources, at)?;
+        // Some values limit each other, as memory alone and with swap, or a quota and its period: what
+        // the kernel refuses is tried once more when the others are written.
+        let mut refused = Vec::new();
+        for (at, write) in super::writes(resources, at, self.unified)? {
+            match self.write(&write) {
+                Err(error) if matches!(error.errno(), Some(Errno::EINVAL | Errno::EBUSY)) => {
+                    refused.push((at, write));
+                }
+                other => other.at(&at)?,
+            }
+        }
+        refused.iter().try_for_each(|(at, write)| self.write(write).at(at))
+    }
+
+    /// config-linux.md, "Memory", checkBeforeUpdate: a limit below what is used would have processes
+    /// killed.
+    fn check_memory(&self, resources: &LinuxResources, at: &Pointer) -> Result<()> {
+        let Some(memory) = resources.memory().filter(|memory| memory.check_before_update() == Some(true))
+        else {
+            return Ok(());
+        };
+        let name = if self.unified { "memory.current" } else { "memory.usage_in_bytes" };
+        let (Some(limit @ 1..), Some(directory)) = (memory.limit(), self.directory_of("memory")) else {
+            return Ok(());
+        };
+        let used: i64 = file::read(&directory.file(name))?.trim().parse().unwrap_or(0);
+        if used <= limit {
+            return Ok(());
+        }
+        let error = format!("unable to set the limit to {limit}: the container uses {used} bytes now");
+        Err(Error::new(error).at(at.key("memory").key("limit")).hint("checkBeforeUpdate is set"))
     }
 
     fn write(&self, write: &Write) -> Result<()> {

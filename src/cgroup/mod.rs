@@ -108,15 +108,17 @@ pub fn compile(spec: &Spec, id: &str, layout: &Layout) -> Result<Plan> {
     let resources = linux.and_then(|linux| linux.resources().as_ref()).unwrap_or(&empty);
     let asked =
         linux.and_then(|linux| linux.cgroups_path().as_deref()).filter(|path| !path.as_os_str().is_empty());
-    let writes = match layout {
-        Layout::Unified { .. } => v2::writes(resources)?,
-        Layout::Legacy(_) => v1::writes(resources)?,
-    };
+    let writes = writes(resources, &Pointer::to("/linux/resources"), layout.is_unified())?;
     let devices = devices::rules(list(resources.devices()));
     if !layout.is_unified() {
         devices::check_v1(&devices)?;
     }
     Ok(Plan { places: places(asked, id, layout), writes, devices, unified: layout.is_unified(), owner: None })
+}
+
+/// What `resources`, which are at `at` of what they were read from, are in a cgroup's files.
+fn writes(resources: &LinuxResources, at: &Pointer, unified: bool) -> Result<Vec<(Pointer, Write)>> {
+    if unified { v2::writes(resources, at) } else { v1::writes(resources, at) }
 }
 
 impl Plan {

@@ -6,9 +6,8 @@ use crate::error::{Error, Pointer, Result};
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources};
 
 /// The values to write, in an order that the kernel takes in a new cgroup.
-pub(super) fn writes(resources: &LinuxResources) -> Result<Vec<(Pointer, Write)>> {
-    let at = Pointer::to("/linux/resources");
-    let mut writes = common_writes(resources, &at);
+pub(super) fn writes(resources: &LinuxResources, at: &Pointer) -> Result<Vec<(Pointer, Write)>> {
+    let mut writes = common_writes(resources, at);
     if let Some(memory) = resources.memory() {
         memory_writes(memory, &at.key("memory"), &mut writes);
     }
@@ -168,7 +167,7 @@ mod tests {
 
     fn plan(resources: &str) -> Vec<String> {
         let resources: LinuxResources = parse(resources.as_bytes()).expect("it parses");
-        let writes = writes(&resources).expect("a plan");
+        let writes = writes(&resources, &Pointer::to("/linux/resources")).expect("a plan");
         writes.into_iter().map(|(_, write)| format!("{}={}", write.file, write.value)).collect()
     }
 
@@ -238,7 +237,8 @@ mod tests {
     fn unified_needs_v2() {
         let resources: LinuxResources = parse(br#"{"unified":{"memory.high":"1"}}"#).expect("it parses");
         assert!(
-            writes(&resources).is_err_and(|error| error.to_string().starts_with("/linux/resources/unified:"))
+            writes(&resources, &Pointer::to("/linux/resources"))
+                .is_err_and(|error| error.to_string().starts_with("/linux/resources/unified:"))
         );
     }
 }

@@ -12,9 +12,8 @@ use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources};
 const DEFAULT_PERIOD: u64 = 100_000;
 
 /// The values to write, in an order that the kernel takes in a new cgroup.
-pub(super) fn writes(resources: &LinuxResources) -> Result<Vec<(Pointer, Write)>> {
-    let at = Pointer::to("/linux/resources");
-    let mut writes = common_writes(resources, &at);
+pub(super) fn writes(resources: &LinuxResources, at: &Pointer) -> Result<Vec<(Pointer, Write)>> {
+    let mut writes = common_writes(resources, at);
     if let Some(memory) = resources.memory() {
         memory_writes(memory, &at.key("memory"), &mut writes)?;
     }
@@ -195,7 +194,7 @@ mod tests {
     fn plan(resources: &str) -> std::result::Result<Vec<String>, String> {
         let resources: LinuxResources = parse(resources.as_bytes()).expect("it parses");
         let text = |(_, write): (Pointer, Write)| format!("{}={}", write.file, write.value);
-        writes(&resources)
+        writes(&resources, &Pointer::to("/linux/resources"))
             .map(|writes| writes.into_iter().map(text).collect())
             .map_err(|error| error.to_string())
     }
@@ -248,7 +247,7 @@ mod tests {
             lines(&["io.bfq.weight=1000", "io.max=8:0 wiops=9", "cpu.weight=7", "memory.high=5"])
         );
         let resources: LinuxResources = parse(br#"{"blockIO":{"weight":1000}}"#).expect("it parses");
-        let (_, write) = writes(&resources).expect("a plan").remove(0);
+        let (_, write) = writes(&resources, &Pointer::to("/linux/resources")).expect("a plan").remove(0);
         assert_eq!(write.missing, Missing::Instead("io.weight".into(), "10000".into()));
     }
 }

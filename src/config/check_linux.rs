@@ -21,7 +21,7 @@ pub(super) fn check(spec: &Spec, errors: &mut Vec<Error>) {
         errors.extend(cgroups_path(path).err());
     }
     if let Some(resources) = linux.resources() {
-        errors.extend(check_resources(resources).err());
+        errors.extend(check_resources(resources, &Pointer::to("/linux/resources")).err());
     }
     if let Some(seccomp) = linux.seccomp() {
         errors.extend(check_seccomp(seccomp).err());
@@ -279,8 +279,7 @@ pub fn cgroups_path(path: &Path) -> Result<()> {
     without_nul(path, at)
 }
 
-fn check_resources(resources: &LinuxResources) -> Result<()> {
-    let at = Pointer::to("/linux/resources");
+pub fn check_resources(resources: &LinuxResources, at: &Pointer) -> Result<()> {
     for (index, device) in list(resources.devices()).iter().enumerate() {
         let at = at.key("devices").index(index);
         use oci_spec::runtime::LinuxDeviceType::{P, U};
@@ -349,7 +348,7 @@ fn check_resources(resources: &LinuxResources) -> Result<()> {
             return Err(Error::new("not the name of a file in a cgroup").at(at.key("unified").key(key)));
         }
     }
-    check_devices_io(resources, &at)
+    check_devices_io(resources, at)
 }
 
 fn check_devices_io(resources: &LinuxResources, at: &Pointer) -> Result<()> {

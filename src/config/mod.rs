@@ -7,13 +7,14 @@ mod normalise;
 use crate::error::{Context, Error, Pointer, Result};
 use crate::sys::{Call, file};
 use nix::fcntl::{AT_FDCWD, OFlag};
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 pub use check::{check, check_process, group_id, sysctl_path, user_id};
+use check_linux::check_resources;
 
 /// The file's name in a bundle (bundle.md, "config.json").
 pub const FILE: &str = "config.json";
@@ -90,6 +91,17 @@ fn without_empty_pids(spec: &mut Spec, text: &[u8]) {
     }
 }
 
+/// Reads the resources of `update --resources`, as text.
+pub fn resources_of(text: &[u8]) -> Result<LinuxResources> {
+    let mut resources: LinuxResources = parse(text)?;
+    // What engines write that don't mean to change it.
+    if resources.pids().is_some_and(|pids| pids.limit() == 0) {
+        resources.set_pids(None);
+    }
+    check_resources(&resources, &Pointer::to(""))?;
+    Ok(resources)
+}
+
 /// A list that may be absent.
 pub fn list<T>(list: &Option<Vec<T>>) -> &[T] {
     list.as_deref().unwrap_or(&[])
@@ -121,6 +133,10 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 /// the types of oci-spec don't (an unknown capability is a warning, `null` is absent, …), so it is
 /// brought into their form and tried again; only then is it an error.
 pub fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T> {
+    // serde takes a list for an object's properties in order.
+    if text.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
+        return Err(Error::new("not an object but a list"));
+    }
     match serde_json::from_slice(text) {
         Ok(value) => Ok(value),
         Err(error) if error.is_data() => parse_normalised(text),

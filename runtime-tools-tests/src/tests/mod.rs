@@ -16,6 +16,7 @@ mod rootless;
 mod seccomp;
 mod security;
 mod terminal;
+mod update;
 
 use crate::harness::Test;
 
@@ -35,6 +36,7 @@ pub fn all() -> Vec<Test> {
         hooks::TESTS,
         terminal::TESTS,
         exec::TESTS,
+        update::TESTS,
         engines::TESTS,
         rootless::TESTS,
         security::TESTS,

@@ -1,0 +1,89 @@
+//! `update`: other limits for a container that exists.
+
+use super::Global;
+use crate::config::resources_of;
+use crate::container::{Container, Status};
+use crate::error::{Error, Pointer, Result};
+use serde_json::{Map, Value};
+use std::io::Read;
+use std::path::Path;
+
+/// The most bytes that are read of `--resources`.
+const MOST_BYTES: u64 = 1 << 20;
+
+/// A limit that an option sets.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// The part of `linux.resources`.
+    pub part: &'static str,
+    /// The field in it.
+    pub field: &'static str,
+    /// The value, as it is written on the command line.
+    pub value: String,
+    /// Whether it is a number.
+    pub number: bool,
+}
+
+/// The command. With `resources`, a file or `-`, the changes are those in it.
+pub fn run(global: &Global, id: &str, resources: Option<&Path>, changes: &[Change]) -> Result<()> {
+    let container = Container::load(&global.store, id)?;
+    match container.status()? {
+        Status::Running | Status::Created | Status::Paused => {}
+        Status::Stopped | Status::Creating => return Err(Error::new("container not running")),
+    }
+    let text = match resources {
+        Some(path) => read(path)?,
+        None => as_json(changes)?.into_bytes(),
+    };
+    let resources = resources_of(&text).map_err(|error| error.prefix("cannot read the resources"))?;
+    container.state.cgroup.update(&resources, &Pointer::to(""))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let read = match path.as_os_str() == "-" {
+        true => std::io::stdin().take(MOST_BYTES).read_to_end(&mut text),
+        false => std::fs::File::open(path).and_then(|file| file.take(MOST_BYTES).read_to_end(&mut text)),
+    };
+    read.map_err(|error| Error::new(format!("cannot read {path:?}: {error}")))?;
+    Ok(text)
+}
+
+/// The options as a file with the same content would have them.
+fn as_json(changes: &[Change]) -> Result<String> {
+    let mut parts: Map<String, Value> = Map::new();
+    for change in changes {
+        let value = match change.number {
+            true => {
+                let number: i64 = change.value.parse().map_err(|_| {
+                    Error::new(format!("{:?} is not a number", change.value))
+                        .at(Pointer::to("").key(change.part).key(change.field))
+                })?;
+                Value::from(number)
+            }
+            false => Value::from(change.value.clone()),
+        };
+        parts.entry(change.part).or_insert_with(|| Value::Object(Map::new()))[change.field] = value;
+    }
+    Ok(Value::Object(parts).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_a_file() {
+        let change = |part, field, value: &str, number| Change { part, field, value: value.into(), number };
+        let changes = [
+            change("memory", "limit", "100", true),
+            change("memory", "swap", "-1", true),
+            change("cpu", "cpus", "0-1", false),
+        ];
+        assert_eq!(
+            as_json(&changes).as_deref(),
+            Ok(r#"{"cpu":{"cpus":"0-1"},"memory":{"limit":100,"swap":-1}}"#)
+        );
+        assert!(as_json(&[change("cpu", "quota", "much", true)]).is_err());
+    }
+}
