@@ -143,7 +143,7 @@ fn call(
         .stderr(Stdio::null())
         .spawn()?;
     // Random(0) is for what must not be disturbed.
-    if random.0 != 0 && options.kill_one_in > 0 && random.next() % options.kill_one_in == 0 {
+    if random.0 != 0 && options.kill_one_in > 0 && random.next().is_multiple_of(options.kill_one_in) {
         std::thread::sleep(Duration::from_micros(u64::from(random.next() % 20_000)));
         if child.try_wait()?.is_none() {
             child.kill()?;
