@@ -93,6 +93,10 @@ fn without_empty_pids(spec: &mut Spec, text: &[u8]) {
 
 /// Reads the resources of `update --resources`, as text.
 pub fn resources_of(text: &[u8]) -> Result<LinuxResources> {
+    // serde takes a list for an object's properties in order, of which there need be none.
+    if text.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
+        return Err(Error::new("not an object but a list"));
+    }
     let mut resources: LinuxResources = parse(text)?;
     // What engines write that don't mean to change it.
     if resources.pids().is_some_and(|pids| pids.limit() == 0) {
@@ -133,10 +137,6 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 /// the types of oci-spec don't (an unknown capability is a warning, `null` is absent, …), so it is
 /// brought into their form and tried again; only then is it an error.
 pub fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T> {
-    // serde takes a list for an object's properties in order.
-    if text.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
-        return Err(Error::new("not an object but a list"));
-    }
     match serde_json::from_slice(text) {
         Ok(value) => Ok(value),
         Err(error) if error.is_data() => parse_normalised(text),
