@@ -210,8 +210,11 @@ fn run_exits_by_signal(case: &Case) -> Verdict {
     let bundle = case.bundle(|config| config["process"]["args"] = probe(&["wait"]))?;
     let mut command = case.command(&["run", "--bundle", text(&bundle.path), &case.id]);
     let mut child = command.stdout(fs::File::create(case.directory.join("out"))?).spawn()?;
-    let killed =
-        crate::case::until("a running container", || Ok(case.call(&["kill", &case.id, "KILL"])?.status == 0));
+    let killed = crate::case::until("a running container", || {
+        let state = case.call(&["state", &case.id])?;
+        Ok(state.status == 0 && state.json()?["status"] == "running")
+    })
+    .and_then(|()| case.call(&["kill", &case.id, "KILL"])?.succeeded().map(drop));
     let status = child.wait()?;
     killed?;
     ensure_eq!(status.code(), Some(137), "exit status");
