@@ -6,6 +6,7 @@
 mod devices;
 mod group;
 mod layout;
+mod members;
 mod v1;
 mod v2;
 
@@ -16,8 +17,9 @@ use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
 pub use devices::Rule;
-pub use group::{Cgroup, Freeze};
+pub use group::Cgroup;
 pub use layout::{Layout, ROOT};
+pub use members::Freeze;
 
 /// What a container's cgroups are to be.
 #[derive(Debug)]

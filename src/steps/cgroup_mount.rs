@@ -1,7 +1,8 @@
 //! A mount of type `cgroup`: the container's view of its cgroups.
 
+use super::file_systems::new_file_system;
 use super::mount_options::Options;
-use super::mounts::{new_file_system, through_proc};
+use super::mounts::through_proc;
 use super::{Init, Step};
 use crate::cgroup::{Place, ROOT};
 use crate::config::list;

@@ -4,7 +4,8 @@
 //! hand: nothing of the container's is used to hide something from it (CVE-2025-31133).
 
 use super::devices::{cover_with_null, hosts_null};
-use super::mounts::{new_file_system, through_proc};
+use super::file_systems::new_file_system;
+use super::mounts::through_proc;
 use super::{Init, Step};
 use crate::config::list;
 use crate::error::{Context, Pointer, Result};

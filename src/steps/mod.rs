@@ -9,6 +9,7 @@ pub mod cgroup_mount;
 pub mod console;
 pub mod copy_up;
 pub mod devices;
+pub mod file_systems;
 pub mod hooks;
 pub mod keyring;
 pub mod labels;

@@ -1,18 +1,19 @@
 //! `/mounts`: file systems and bind mounts (config.md, "Mounts").
 
+use super::file_systems::{explained, new_file_system, with_mode_of};
 use super::mount_options::Options;
 use super::{Init, Step, copy_up};
 use crate::config::list;
 use crate::error::{Context, Error, Pointer, Result};
 use crate::root::{Kind, Links, Made, Root, normal};
-use crate::sys::mount::{self, Depth, FileSystem, MountAttr};
+use crate::sys::mount::{self, Depth, MountAttr};
 use crate::sys::{Call, Failed, file};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sys::stat::{SFlag, fstat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount as Configured, Spec};
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -392,40 +393,6 @@ impl Mount {
     }
 }
 
-/// A new file system, mounted nowhere yet. `flags` are those of mount(2) that file systems have,
-/// `attributes` MOUNT_ATTR_* of the mount.
-pub fn new_file_system(
-    kind: &CStr,
-    source: &CStr,
-    data: &CStr,
-    flags: libc::c_ulong,
-    attributes: u64,
-) -> crate::sys::Result<OwnedFd> {
-    let file_system = FileSystem::open(kind)?;
-    file_system.set(c"source", Some(source))?;
-    let of_file_systems = [
-        (libc::MS_RDONLY, c"ro"),
-        (libc::MS_SYNCHRONOUS, c"sync"),
-        (libc::MS_DIRSYNC, c"dirsync"),
-        (libc::MS_LAZYTIME, c"lazytime"),
-        (libc::MS_MANDLOCK, c"mand"),
-    ];
-    for (_, name) in of_file_systems.into_iter().filter(|(flag, _)| flags & flag != 0) {
-        file_system.set(name, None)?;
-    }
-    for option in data.to_bytes().split(|&byte| byte == b',').filter(|option| !option.is_empty()) {
-        let (key, value) = match option.iter().position(|&byte| byte == b'=') {
-            Some(position) => (&option[..position], Some(&option[position + 1..])),
-            None => (option, None),
-        };
-        let string = |bytes: &[u8]| CString::new(bytes).unwrap_or_default();
-        file_system.set(&string(key), value.map(string).as_deref())?;
-    }
-    let mounted = file_system.mount(attributes);
-    file_system.leave();
-    mounted
-}
-
 /// A path to what a descriptor refers to, on the host's procfs: the classic mount(2) takes paths.
 pub fn through_proc(fd: BorrowedFd<'_>) -> PathBuf {
     format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
@@ -463,44 +430,6 @@ fn mismatch(failed: Failed, source: BorrowedFd<'_>, target: BorrowedFd<'_>) -> E
         }
         _ => error,
     }
-}
-
-/// A tmpfs over a directory of the image has that one's mode, as under runc.
-fn with_mode_of(directory: BorrowedFd<'_>, data: &CString) -> Result<CString> {
-    let stat = fstat(directory).call(|| format!("fstat({})", directory.as_raw_fd()))?;
-    let mode = format!("mode={:04o}", stat.st_mode & 0o7777);
-    let data = data.to_string_lossy();
-    c_string(&if data.is_empty() { mode } else { format!("{mode},{data}") })
-}
-
-/// Adds what the kernel says of a file system that it refused, by asking again in the way that
-/// gives reasons.
-fn explained(failed: Failed, kind: &CString, source: &CString, data: &CString) -> Error {
-    let errno = failed.errno;
-    let error = Error::from(failed);
-    if errno == Errno::ENODEV {
-        return error.hint(format!("the kernel knows no file system type {kind:?}: see /proc/filesystems"));
-    }
-    match complaint(kind, source, data) {
-        Some(complaint) => error.hint(complaint),
-        None => error,
-    }
-}
-
-fn complaint(kind: &CString, source: &CString, data: &CString) -> Option<String> {
-    let file_system = FileSystem::open(kind).ok()?;
-    let mut refused = file_system.set(c"source", Some(source)).is_err();
-    for option in data.to_str().ok()?.split(',').filter(|option| !option.is_empty()) {
-        let (key, value) = option.split_once('=').map_or((option, None), |(key, value)| (key, Some(value)));
-        let value = value.map(CString::new).transpose().ok()?;
-        refused |= file_system.set(&CString::new(key).ok()?, value.as_deref()).is_err();
-        if refused {
-            return file_system
-                .complaint()
-                .or_else(|| Some(format!("the kernel refuses the option {option:?}")));
-        }
-    }
-    file_system.mount(0).is_err().then(|| file_system.complaint()).flatten()
 }
 
 /// Makes mounts read-only that had to be written to until now.

@@ -1,0 +1,66 @@
+//! How Go's programs read their flags, which engines rely on.
+
+use std::ffi::OsString;
+
+/// Go's flags can be written with one dash, and containerd writes some so; those that are on or off
+/// can be written with a value. What belongs to a command in a container (exec) or to ps(1) is left
+/// alone.
+pub fn as_go_reads_them(arguments: Vec<OsString>) -> Vec<OsString> {
+    const SWITCHES: [&str; 13] = [
+        "debug",
+        "systemd-cgroup",
+        "no-pivot",
+        "no-new-keyring",
+        "detach",
+        "keep",
+        "no-subreaper",
+        "force",
+        "all",
+        "quiet",
+        "tty",
+        "no-new-privs",
+        "ignore-paused",
+    ];
+    const LONG: [&str; 23] = [
+        "root",
+        "log",
+        "log-format",
+        "log-level",
+        "debug",
+        "systemd-cgroup",
+        "rootless",
+        "version",
+        "bundle",
+        "console-socket",
+        "pid-file",
+        "pidfd-socket",
+        "no-pivot",
+        "no-new-keyring",
+        "preserve-fds",
+        "detach",
+        "keep",
+        "no-subreaper",
+        "force",
+        "all",
+        "format",
+        "quiet",
+        "help",
+    ];
+    let mut foreign = false;
+    let fix = |argument: OsString| {
+        let text = argument.to_str().unwrap_or_default();
+        foreign |= matches!(text, "exec" | "ps" | "--");
+        let name = text.strip_prefix('-').and_then(|text| text.split('=').next()).unwrap_or_default();
+        if foreign {
+            return Some(argument);
+        }
+        let argument = if LONG.contains(&name) { OsString::from(format!("-{text}")) } else { argument };
+        let text = argument.to_str().unwrap_or_default();
+        match text.strip_prefix("--").and_then(|text| text.split_once('=')) {
+            Some((name, "true")) if SWITCHES.contains(&name) => Some(OsString::from(format!("--{name}"))),
+            Some((name, "false")) if SWITCHES.contains(&name) => None,
+            _ => Some(argument),
+        }
+    };
+    arguments.into_iter().filter_map(fix).collect()
+}
