@@ -61,6 +61,9 @@ fn execute(global: &Global, command: Command) -> Result<Done> {
             .map(nothing)
             .map_err(|error| error.of_command("damda create failed")),
         Command::Delete(given) => lifecycle::delete::run(global, &given.id, given.force).map(nothing),
+        Command::Events(given) => {
+            lifecycle::events::run(global, &given.id, given.interval, given.stats).map(nothing)
+        }
         Command::Exec(given) => exec_command(global, given),
         Command::Explain(given) => lifecycle::explain::explain(&given.bundle).map(Done::from),
         Command::Features(_) => Ok(lifecycle::features::run().into()),

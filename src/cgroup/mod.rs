@@ -7,6 +7,7 @@ mod devices;
 mod group;
 mod layout;
 mod members;
+mod stats;
 mod v1;
 mod v2;
 

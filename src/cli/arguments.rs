@@ -73,6 +73,8 @@ pub enum Command {
     Create(Create),
     /// Delete a container that has stopped
     Delete(Delete),
+    /// Print what a container uses, and that it ran out of memory, as JSON
+    Events(Events),
     /// Run another process in a container
     Exec(Exec),
     /// Print what would be done to create a container, without doing it
@@ -172,6 +174,20 @@ pub struct Delete {
     /// kill the container if it runs, and remove it even if its state is damaged or missing
     #[arg(short, long)]
     pub force: bool,
+    /// the container's id
+    #[arg(value_name = "CONTAINER-ID")]
+    pub id: String,
+}
+
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub struct Events {
+    /// how often what it uses is printed, such as 5s or 500ms
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+    pub interval: std::time::Duration,
+    /// print what it uses once
+    #[arg(long)]
+    pub stats: bool,
     /// the container's id
     #[arg(value_name = "CONTAINER-ID")]
     pub id: String,

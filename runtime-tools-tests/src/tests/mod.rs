@@ -5,6 +5,7 @@ mod commands;
 mod devices;
 mod engines;
 mod errors;
+mod events;
 mod exec;
 mod hooks;
 mod lifecycle;
@@ -37,6 +38,7 @@ pub fn all() -> Vec<Test> {
         terminal::TESTS,
         exec::TESTS,
         update::TESTS,
+        events::TESTS,
         engines::TESTS,
         rootless::TESTS,
         security::TESTS,
