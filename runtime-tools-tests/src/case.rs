@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// What nothing here takes, on the slowest machine: a test that waits this long fails.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The runtime under test.
 pub struct Runtime {
@@ -347,7 +347,7 @@ fn remove_cgroup(path: &Path) {
 
 /// Waits until the condition holds.
 pub fn until(what: &str, mut condition: impl FnMut() -> Verdict<bool>) -> Verdict {
-    let limit = Instant::now() + Duration::from_secs(10);
+    let limit = Instant::now() + Duration::from_secs(30);
     while !condition()? {
         ensure!(Instant::now() < limit, "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(5));
