@@ -247,6 +247,8 @@ impl Attempt {
         container.directory.lock()?;
         // Before there is a cgroup: what a killed `create` leaves must be found by `delete --force`.
         container.save(config)?;
+        // What hasn't been made yet is nothing to take back.
+        let planned = std::mem::take(&mut container.state.cgroup);
 
         let (pid_namespace, user_namespace, joined) = open_namespaces(&plan.namespaces)?;
         refuse_the_hosts(config, &joined)?;
@@ -259,6 +261,7 @@ impl Attempt {
             Mode::Detached | Mode::Foreground => Start::AtOnce,
         };
         if let Some(cgroup) = &plan.cgroup {
+            container.state.cgroup = planned;
             container.state.cgroup.create(cgroup)?;
         }
         let cgroup = container.state.cgroup.descriptor()?;

@@ -350,6 +350,10 @@ fn cgroup_that_is_there(case: &Case) -> Verdict {
         crate::skip!("runc and crun remove it");
     }
     let directories = make_cgroups(case)?;
+    let broken = case.bundle(|config| config["linux"]["namespaces"][1]["path"] = json!("/no/where"))?;
+    let failed = case.run(&broken)?.failed_with(&["/no/where"]);
+    let stays = directories.iter().all(|path| path.is_dir());
+    ensure!(stays && failed.is_ok(), "after a failed create: {failed:?}, the cgroups are there: {stays}");
     let bundle = case.bundle(|config| config["process"]["args"] = probe(&["exit", "3"]))?;
     let output = case.run(&bundle)?;
     let stays = directories.iter().all(|path| path.is_dir());
