@@ -166,6 +166,24 @@ impl<'a> Case<'a> {
         command
     }
 
+    /// Runs a command of the runtime to its end, by a shell that does `before` and then becomes it.
+    pub fn call_after<S: AsRef<OsStr>>(&self, before: &str, arguments: &[S]) -> Verdict<Output> {
+        self.finish(self.shell(&["sh"], before, arguments))
+    }
+
+    /// The same, where the mounts that `before` makes are nobody else's.
+    pub fn call_after_mounts<S: AsRef<OsStr>>(&self, before: &str, arguments: &[S]) -> Verdict<Output> {
+        self.finish(self.shell(&["unshare", "-m", "--propagation", "private", "sh"], before, arguments))
+    }
+
+    fn shell<S: AsRef<OsStr>>(&self, shell: &[&str], before: &str, arguments: &[S]) -> Command {
+        let runtime = self.command(arguments);
+        let mut command = Command::new(shell[0]);
+        command.args(&shell[1..]).args(["-c", &format!("{before} && exec \"$@\""), "sh"]);
+        command.arg(runtime.get_program()).args(runtime.get_args());
+        command
+    }
+
     /// Runs a command of the runtime to its end.
     pub fn call<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Verdict<Output> {
         self.finish(self.command(arguments))
@@ -358,6 +376,14 @@ pub fn until(what: &str, mut condition: impl FnMut() -> Verdict<bool>) -> Verdic
 /// The arguments of a process that is the probe.
 pub fn probe(words: &[&str]) -> Value {
     ["/probe"].iter().chain(words).copied().collect()
+}
+
+/// Gives the container a user namespace, with `size` ids that are those from 100,000 on the host.
+pub fn add_user_namespace(config: &mut Value, size: u32) {
+    config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "user" }));
+    let mapping = json!([{ "containerID": 0, "hostID": 100_000, "size": size }]);
+    config["linux"]["uidMappings"] = mapping.clone();
+    config["linux"]["gidMappings"] = mapping;
 }
 
 /// A path of ours, which is text.

@@ -12,6 +12,7 @@ mod compare;
 mod harness;
 mod inside;
 mod machine;
+mod receive;
 mod tests;
 
 use clap::Parser;

@@ -1,6 +1,6 @@
 //! Device nodes, and which ones a container may use.
 
-use crate::case::{Case, probe};
+use crate::case::{Case, add_user_namespace, probe};
 use crate::harness::Verdict;
 use crate::{ensure, ensure_eq, tests};
 use nix::sys::stat::{Mode, SFlag};
@@ -121,10 +121,7 @@ fn nodes_can_be_made_but_not_used(case: &Case) -> Verdict {
 
 fn devices_in_a_user_namespace(case: &Case) -> Verdict {
     let output = case.probed(&["stat", "/dev/null", "/dev/zero", "/dev/ptmx"], |config| {
-        config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "user" }));
-        let mapping = json!([{ "containerID": 0, "hostID": 100_000, "size": 1000 }]);
-        config["linux"]["uidMappings"] = mapping.clone();
-        config["linux"]["gidMappings"] = mapping;
+        add_user_namespace(config, 1000);
     })?;
     let stat = output.succeeded()?.json()?;
     ensure_eq!(stat["/dev/null"]["minor"], 3, "/dev/null");

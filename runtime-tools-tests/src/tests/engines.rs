@@ -119,32 +119,16 @@ fn buildah(case: &Case) -> Verdict {
 fn buildkit(case: &Case) -> Verdict {
     let bundle = case.bundle(|config| config["process"]["args"] = probe(&["exit", "3"]))?;
     let log = case.directory.join("log");
-    let output = case.call(&[
-        "--log",
-        text(&log),
-        "--log-format",
-        "json",
-        "run",
-        "--bundle",
-        text(&bundle.path),
-        "--keep=false",
-        &case.id,
-    ]);
-    let output = output?;
+    let run = |keep: &[&str]| {
+        let log = ["--log", text(&log), "--log-format", "json"];
+        case.call(&[&log[..], &["run", "--bundle", text(&bundle.path)], keep, &[&case.id]].concat())
+    };
+    let mut output = run(&["--keep=false"])?;
     // Older releases have no --keep.
     if output.stderr.contains("keep") {
-        let output = case.call(&[
-            "--log",
-            text(&log),
-            "--log-format",
-            "json",
-            "run",
-            "--bundle",
-            text(&bundle.path),
-            &case.id,
-        ])?;
-        ensure_eq!(output.status, 3, "exit status");
+        output = run(&[])?;
     }
+    ensure_eq!(output.status, 3, "exit status (stderr {:?})", output.stderr);
     case.nothing_left()
 }
 

@@ -1,6 +1,6 @@
 //! Bad input: a clear error, the right exit status, and nothing left behind.
 
-use crate::case::{Bundle, Case, text};
+use crate::case::{Bundle, Case, add_user_namespace, text};
 use crate::harness::Verdict;
 use crate::{ensure, tests};
 use serde_json::{Value, json};
@@ -245,10 +245,7 @@ fn user_out_of_range(case: &Case) -> Verdict {
 
 fn user_that_is_not_mapped(case: &Case) -> Verdict {
     refused(case, &["/process/user"], |config| {
-        config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "user" }));
-        let mapping = json!([{ "containerID": 0, "hostID": 100_000, "size": 1000 }]);
-        config["linux"]["uidMappings"] = mapping.clone();
-        config["linux"]["gidMappings"] = mapping;
+        add_user_namespace(config, 1000);
         config["process"]["user"]["uid"] = json!(5000);
     })
 }

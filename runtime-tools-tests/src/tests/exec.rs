@@ -1,6 +1,6 @@
 //! exec: another process in a container.
 
-use crate::case::{Case, text};
+use crate::case::{Case, add_user_namespace, text};
 use crate::harness::Verdict;
 use crate::{ensure, ensure_eq, tests};
 use serde_json::json;
@@ -224,15 +224,8 @@ fn cgroup(case: &Case) -> Verdict {
 
 fn descriptors(case: &Case) -> Verdict {
     case.start(|_| ())?;
-    let script = format!(
-        "exec 3</etc/hosts 4</etc/passwd; exec {:?} --root {:?} exec --preserve-fds 1 {} /probe report",
-        case.runtime.binary,
-        case.state_directory(),
-        case.id
-    );
-    let mut command = std::process::Command::new("sh");
-    command.args(["-c", &script]);
-    let report = case.finish(command)?.succeeded()?.json()?;
+    let exec = ["exec", "--preserve-fds", "1", &case.id, "/probe", "report"];
+    let report = case.call_after("exec 3</etc/hosts 4</etc/passwd", &exec)?.succeeded()?.json()?;
     let numbers: Vec<_> =
         report["descriptors"].as_object().into_iter().flatten().map(|(number, _)| number.as_str()).collect();
     ensure_eq!(numbers, ["0", "1", "2", "3"], "descriptors");
@@ -241,10 +234,7 @@ fn descriptors(case: &Case) -> Verdict {
 
 fn user_namespace(case: &Case) -> Verdict {
     case.start(|config| {
-        config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "user" }));
-        let mapping = json!([{ "containerID": 0, "hostID": 100_000, "size": 1000 }]);
-        config["linux"]["uidMappings"] = mapping.clone();
-        config["linux"]["gidMappings"] = mapping;
+        add_user_namespace(config, 1000);
     })?;
     let report = case.exec(&["--user", "7:8"], &["report"])?.succeeded()?.json()?;
     ensure_eq!(report["uid"], json!([7, 7, 7]), "uid");

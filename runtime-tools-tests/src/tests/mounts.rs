@@ -1,6 +1,6 @@
 //! Mounts and their options.
 
-use crate::case::{Case, probe, text};
+use crate::case::{Case, add_user_namespace, probe, text};
 use crate::harness::Verdict;
 use crate::inside::{has_option, mount};
 use crate::{ensure, ensure_eq, tests};
@@ -91,17 +91,8 @@ fn with_nested_mount(case: &Case, words: &[&str], options: &[&str]) -> Verdict<c
         add(config, bind(&volume, "/data", options));
         config["process"]["args"] = probe(words);
     })?;
-    let script = format!(
-        "mount -t tmpfs tmpfs {:?} && exec {:?} --root {:?} run --bundle {:?} {}",
-        volume.join("below"),
-        case.runtime.binary,
-        case.state_directory(),
-        bundle.path,
-        case.id
-    );
-    let mut command = std::process::Command::new("unshare");
-    command.args(["-m", "sh", "-c", &script]);
-    case.finish(command)
+    let mounts = format!("mount -t tmpfs tmpfs {:?}", volume.join("below"));
+    case.call_after_mounts(&mounts, &["run", "--bundle", text(&bundle.path), &case.id])
 }
 
 fn recursive_read_only(case: &Case) -> Verdict {
@@ -339,36 +330,20 @@ fn bind_of_special_files(case: &Case) -> Verdict {
     let stat =
         case.probed(&["stat", "/run/socket"], |config| add(config, bind(&socket, "/run/socket", &["bind"])))?;
     ensure_eq!(stat.succeeded()?.json()?["/run/socket"]["type"], "socket", "type");
-    let _ = text(&socket);
     Ok(())
-}
-
-fn with_user_namespace(config: &mut Value) {
-    config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "user" }));
-    let mapping = json!([{ "containerID": 0, "hostID": 100_000, "size": 1000 }]);
-    config["linux"]["uidMappings"] = mapping.clone();
-    config["linux"]["gidMappings"] = mapping;
 }
 
 fn flags_stay_in_a_user_namespace(case: &Case) -> Verdict {
     let volume = case.directory.join("volume");
     fs::create_dir_all(&volume)?;
     let bundle = case.bundle(|config| {
-        with_user_namespace(config);
+        add_user_namespace(config, 1000);
         add(config, bind(&volume, "/data", &["rbind", "nodev"]));
     })?;
     fs::create_dir_all(bundle.rootfs().join("data"))?;
-    let script = format!(
-        "mount --bind {0:?} {0:?} && mount -o remount,bind,ro,nosuid,noexec {0:?} && exec {1:?} --root {2:?} run --bundle {3:?} {4}",
-        volume,
-        case.runtime.binary,
-        case.state_directory(),
-        bundle.path,
-        case.id
-    );
-    let mut command = std::process::Command::new("unshare");
-    command.args(["-m", "sh", "-c", &script]);
-    let output = case.finish(command)?;
+    let mounts =
+        format!("mount --bind {volume:?} {volume:?} && mount -o remount,bind,ro,nosuid,noexec {volume:?}");
+    let output = case.call_after_mounts(&mounts, &["run", "--bundle", text(&bundle.path), &case.id])?;
     if output.status != 0 && case.runtime.name != "damda" {
         return Ok(()); // runc refuses the mount: no harm
     }
@@ -385,7 +360,7 @@ fn flags_stay_in_a_user_namespace(case: &Case) -> Verdict {
 
 fn cgroups_in_a_user_namespace_are_read_only(case: &Case) -> Verdict {
     let report = case.report(|config| {
-        with_user_namespace(config);
+        add_user_namespace(config, 1000);
         add(config, json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["rw"] }));
     })?;
     let mounts = report["mounts"].as_array().into_iter().flatten();

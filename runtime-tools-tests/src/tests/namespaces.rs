@@ -1,6 +1,6 @@
 //! Namespaces: new ones, joined ones, user namespaces.
 
-use crate::case::{Case, probe, text};
+use crate::case::{Case, add_user_namespace, probe, text};
 use crate::harness::Verdict;
 use crate::machine;
 use crate::{ensure, ensure_eq, tests};
@@ -119,14 +119,8 @@ fn cgroup_namespace(case: &Case) -> Verdict {
     Ok(())
 }
 
-const MAPPING: [u32; 2] = [100_000, 65_536];
-
 fn with_user_namespace(config: &mut Value) {
-    config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "user" }));
-    let [host, size] = MAPPING;
-    let mapping = json!([{ "containerID": 0, "hostID": host, "size": size }]);
-    config["linux"]["uidMappings"] = mapping.clone();
-    config["linux"]["gidMappings"] = mapping;
+    add_user_namespace(config, 65_536);
 }
 
 fn user_namespace(case: &Case) -> Verdict {

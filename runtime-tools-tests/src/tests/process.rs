@@ -1,6 +1,6 @@
 //! The process: user, capabilities, limits, environment.
 
-use crate::case::{Case, probe};
+use crate::case::{Case, probe, text};
 use crate::harness::Verdict;
 use crate::machine;
 use crate::{ensure, ensure_eq, tests};
@@ -240,31 +240,24 @@ fn no_descriptors_but_three(case: &Case) -> Verdict {
 }
 
 /// Runs a shell that opens descriptors before it becomes the runtime.
-fn with_descriptors(case: &Case, before: &str, flags: &str) -> Verdict<Value> {
+fn with_descriptors(case: &Case, before: &str, flags: &[&str]) -> Verdict<Value> {
     let bundle = case.bundle(|_| ())?;
-    let script = format!(
-        "{before}; exec {:?} --root {:?} run {flags} --bundle {:?} {}",
-        case.runtime.binary,
-        case.state_directory(),
-        bundle.path,
-        case.id
-    );
-    let mut command = std::process::Command::new("sh");
-    command.args(["-c", &script]);
-    case.finish(command)?.succeeded()?.json()
+    let run = [&["run"], flags, &["--bundle", text(&bundle.path), &case.id]].concat();
+    case.call_after(before, &run)?.succeeded()?.json()
 }
 
 fn preserved_descriptors(case: &Case) -> Verdict {
-    let report = with_descriptors(case, "exec 3</etc/hosts 4</etc/passwd 5</etc/group", "--preserve-fds 2")?;
+    let report =
+        with_descriptors(case, "exec 3</etc/hosts 4</etc/passwd 5</etc/group", &["--preserve-fds", "2"])?;
     ensure_eq!(descriptors(&report), ["0", "1", "2", "3", "4"], "descriptors");
     ensure_eq!(report["descriptors"]["4"], "/etc/passwd", "descriptor 4");
-    let report = with_descriptors(case, "exec 3</etc/hosts 4</etc/passwd", "")?;
+    let report = with_descriptors(case, "exec 3</etc/hosts 4</etc/passwd", &[])?;
     ensure_eq!(descriptors(&report), ["0", "1", "2"], "descriptors without --preserve-fds");
     Ok(())
 }
 
 fn descriptors_of_socket_activation(case: &Case) -> Verdict {
-    let report = with_descriptors(case, "exec 3</etc/hosts; export LISTEN_PID=$$ LISTEN_FDS=1", "")?;
+    let report = with_descriptors(case, "exec 3</etc/hosts; export LISTEN_PID=$$ LISTEN_FDS=1", &[])?;
     ensure_eq!(descriptors(&report), ["0", "1", "2", "3"], "descriptors");
     ensure_eq!(report["environment"]["LISTEN_FDS"], "1", "LISTEN_FDS");
     ensure_eq!(report["environment"]["LISTEN_PID"], "1", "LISTEN_PID");
@@ -282,16 +275,8 @@ fn signals_are_as_at_the_start(case: &Case) -> Verdict {
 
 fn ignored_signals_of_the_caller(case: &Case) -> Verdict {
     let bundle = case.bundle(|_| ())?;
-    let script = format!(
-        "trap '' PIPE TERM HUP CHLD USR1; exec {:?} --root {:?} run --bundle {:?} {}",
-        case.runtime.binary,
-        case.state_directory(),
-        bundle.path,
-        case.id
-    );
-    let mut command = std::process::Command::new("sh");
-    command.args(["-c", &script]);
-    let report = case.finish(command)?.succeeded()?.json()?;
+    let run = ["run", "--bundle", text(&bundle.path), &case.id];
+    let report = case.call_after("trap '' PIPE TERM HUP CHLD USR1", &run)?.succeeded()?.json()?;
     let sigpipe = 1 << (libc::SIGPIPE - 1);
     ensure_eq!(report["ignored"].as_u64().unwrap_or(1) & !sigpipe, 0, "ignored signals");
     case.nothing_left()

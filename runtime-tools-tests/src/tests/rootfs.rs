@@ -1,6 +1,6 @@
 //! The root file system: pivot, propagation, read-only, masks, default links.
 
-use crate::case::{Case, probe, text};
+use crate::case::{Bundle, Case, Output, probe, text};
 use crate::harness::Verdict;
 use crate::inside::{find_mount, has_option, mount};
 use crate::{ensure, ensure_eq, tests};
@@ -167,6 +167,12 @@ fn device_links(case: &Case) -> Verdict {
     Ok(())
 }
 
+/// Runs the bundle on a mount that is shared: a slave needs a master.
+fn run_below_shared(case: &Case, bundle: &Bundle) -> Verdict<Output> {
+    let mounts = format!("mount --bind {0:?} {0:?} && mount --make-shared {0:?}", case.directory);
+    case.call_after_mounts(&mounts, &["run", "--bundle", text(&bundle.path), &case.id])
+}
+
 fn propagation(case: &Case) -> Verdict {
     let expected = [
         ("private", ""),
@@ -180,18 +186,7 @@ fn propagation(case: &Case) -> Verdict {
     ];
     for (name, field) in expected {
         let bundle = case.bundle(|config| config["linux"]["rootfsPropagation"] = json!(name))?;
-        // Slaves need a master.
-        let script = format!(
-            "mount --bind {0:?} {0:?} && mount --make-shared {0:?} && exec {1:?} --root {2:?} run --bundle {3:?} {4}",
-            case.directory,
-            case.runtime.binary,
-            case.state_directory(),
-            bundle.path,
-            case.id
-        );
-        let mut command = std::process::Command::new("unshare");
-        command.args(["-m", "--propagation", "private", "sh", "-c", &script]);
-        let report = case.finish(command)?.succeeded()?.json()?;
+        let report = run_below_shared(case, &bundle)?.succeeded()?.json()?;
         let root = mount(&report, "/")?;
         let fields = root["propagation"].to_string();
         ensure!(
@@ -208,17 +203,7 @@ fn current_directory_with_shared_propagation(case: &Case) -> Verdict {
             config["linux"]["rootfsPropagation"] = json!(name);
             config["process"]["args"] = probe(&["list", "."]);
         })?;
-        let script = format!(
-            "mount --bind {0:?} {0:?} && mount --make-shared {0:?} && exec {1:?} --root {2:?} run --bundle {3:?} {4}",
-            case.directory,
-            case.runtime.binary,
-            case.state_directory(),
-            bundle.path,
-            case.id
-        );
-        let mut command = std::process::Command::new("unshare");
-        command.args(["-m", "--propagation", "private", "sh", "-c", &script]);
-        let names = case.finish(command)?.succeeded()?.stdout;
+        let names = run_below_shared(case, &bundle)?.succeeded()?.stdout;
         ensure!(
             names.contains("probe") && !names.contains("usr"),
             "{name}: the current directory has {names}"

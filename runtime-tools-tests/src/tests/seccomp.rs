@@ -2,11 +2,10 @@
 
 use crate::case::{Case, probe};
 use crate::harness::{Stop, Verdict};
+use crate::receive::receive;
 use crate::{ensure, ensure_eq, tests};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde_json::{Value, json};
-use std::io::IoSliceMut;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 
 tests![
@@ -243,27 +242,6 @@ fn without_no_new_privileges(case: &Case) -> Verdict {
     Ok(())
 }
 
-/// The agent's side: one connection, one message with one descriptor.
-fn accept(listener: &UnixListener) -> Verdict<(Value, OwnedFd)> {
-    let (socket, _) = listener.accept()?;
-    let mut buffer = vec![0; 64 << 10];
-    let mut space = nix::cmsg_space!([i32; 4]);
-    let mut slices = [IoSliceMut::new(&mut buffer)];
-    let message = recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::empty())?;
-    let length = message.bytes;
-    let fds: Vec<i32> = message
-        .cmsgs()?
-        .filter_map(
-            |control| if let ControlMessageOwned::ScmRights(fds) = control { Some(fds) } else { None },
-        )
-        .flatten()
-        .collect();
-    let [fd] = fds[..] else { return Err(Stop::Failed(format!("{} descriptors were sent", fds.len()))) };
-    // SAFETY: the kernel has just made it for this process.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    Ok((serde_json::from_slice(&buffer[..length])?, fd))
-}
-
 fn notify(case: &Case) -> Verdict {
     let path = case.directory.join("agent");
     let listener = UnixListener::bind(&path)?;
@@ -273,16 +251,10 @@ fn notify(case: &Case) -> Verdict {
         config["linux"]["seccomp"]["listenerMetadata"] = json!("some data");
         config["process"]["args"] = probe(&["exit", "4"]);
     })?;
-    let agent = std::thread::spawn(move || {
-        // Nobody else connects where the runtime doesn't: no waiting for ever.
-        let mut poll =
-            [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&listener), nix::poll::PollFlags::POLLIN)];
-        nix::poll::poll(&mut poll, 20_000u16)?;
-        ensure!(poll[0].any() == Some(true), "nobody connected to listenerPath");
-        accept(&listener)
-    });
+    let agent = std::thread::spawn(move || receive(&listener));
     let output = case.run(&bundle)?;
     let (message, listener) = agent.join().map_err(|_| Stop::Failed("the agent panicked".into()))??;
+    let message: Value = serde_json::from_slice(&message)?;
     ensure_eq!(output.status, 4, "exit status (stderr {:?})", output.stderr);
     ensure_eq!(message["fds"], json!(["seccompFd"]), "fds");
     ensure_eq!(message["metadata"], "some data", "metadata");

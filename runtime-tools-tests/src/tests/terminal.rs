@@ -2,13 +2,13 @@
 
 use crate::case::{Case, probe, text};
 use crate::harness::{Stop, Verdict};
+use crate::receive::receive;
 use crate::{ensure, ensure_eq, tests};
 use nix::pty::openpty;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::{IoSliceMut, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
@@ -28,27 +28,7 @@ tests![
 fn receiver(case: &Case, name: &str) -> Verdict<(PathBuf, JoinHandle<Verdict<File>>)> {
     let path = case.directory.join(name);
     let listener = UnixListener::bind(&path)?;
-    let thread = std::thread::spawn(move || {
-        let mut poll = [nix::poll::PollFd::new(listener.as_fd(), nix::poll::PollFlags::POLLIN)];
-        nix::poll::poll(&mut poll, 20_000u16)?;
-        ensure!(poll[0].any() == Some(true), "nobody connected to the console socket");
-        let (socket, _) = listener.accept()?;
-        let mut buffer = vec![0; 4096];
-        let mut space = nix::cmsg_space!([i32; 4]);
-        let mut slices = [IoSliceMut::new(&mut buffer)];
-        let message =
-            recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-        let fds: Vec<i32> = message
-            .cmsgs()?
-            .filter_map(
-                |control| if let ControlMessageOwned::ScmRights(fds) = control { Some(fds) } else { None },
-            )
-            .flatten()
-            .collect();
-        let [fd] = fds[..] else { return Err(Stop::Failed(format!("{} descriptors were sent", fds.len()))) };
-        // SAFETY: the kernel has just made it for this process.
-        Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
-    });
+    let thread = std::thread::spawn(move || Ok(File::from(receive(&listener)?.1)));
     Ok((path, thread))
 }
 
