@@ -9,8 +9,6 @@ use oci_spec::runtime::{Capabilities, Hook, Hooks, Mount, Process, Spec};
 use std::collections::HashSet;
 use std::path::{Component, Path};
 
-pub use super::check_linux::sysctl_path;
-
 /// All that is wrong with `spec`, in the order of the specification's chapters.
 pub fn check(spec: &Spec) -> Vec<Error> {
     let mut errors = Vec::new();

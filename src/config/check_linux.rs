@@ -6,7 +6,7 @@ use crate::error::{Error, Pointer, Result};
 use oci_spec::runtime::{
     Linux, LinuxIdMapping, LinuxNamespaceType, LinuxResources, LinuxSeccomp, LinuxSeccompAction, Mount, Spec,
 };
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Adds what is wrong with `spec`'s Linux part.
 pub(super) fn check(spec: &Spec, errors: &mut Vec<Error>) {
@@ -14,7 +14,7 @@ pub(super) fn check(spec: &Spec, errors: &mut Vec<Error>) {
     errors.extend(check_namespaces(linux).err());
     errors.extend(check_names(spec, linux).err());
     errors.extend(check_ids(linux, list(spec.mounts())).err());
-    errors.extend(check_sysctl(linux).err());
+    errors.extend(super::sysctl::check(linux).err());
     errors.extend(check_devices(linux).err());
     errors.extend(check_paths(linux).err());
     if let Some(path) = linux.cgroups_path() {
@@ -33,7 +33,7 @@ pub(super) fn check(spec: &Spec, errors: &mut Vec<Error>) {
 }
 
 /// Whether the container has its own namespace of this type, new or joined.
-fn has(linux: &Linux, kind: LinuxNamespaceType) -> bool {
+pub(super) fn has(linux: &Linux, kind: LinuxNamespaceType) -> bool {
     list(linux.namespaces()).iter().any(|namespace| namespace.typ() == kind)
 }
 
@@ -140,72 +140,6 @@ fn check_map(map: &[LinuxIdMapping], at: &Pointer) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn check_sysctl(linux: &Linux) -> Result<()> {
-    let mut keys: Vec<_> = linux.sysctl().iter().flatten().collect();
-    keys.sort();
-    for (key, value) in keys {
-        let at = Pointer::to("/linux/sysctl").key(key);
-        let path = sysctl_path(key).map_err(|error| error.at(at.clone()))?;
-        if value.contains('\0') {
-            return Err(Error::new("contains a NUL character").at(at));
-        }
-        let path = path.to_str().unwrap_or_default();
-        let ipc = [
-            "kernel/msgmax",
-            "kernel/msgmnb",
-            "kernel/msgmni",
-            "kernel/sem",
-            "kernel/shmall",
-            "kernel/shmmax",
-            "kernel/shmmni",
-            "kernel/shm_rmid_forced",
-        ];
-        let needed = if path.starts_with("net/") {
-            LinuxNamespaceType::Network
-        } else if ipc.contains(&path) || path.starts_with("fs/mqueue/") {
-            LinuxNamespaceType::Ipc
-        } else if path == "kernel/domainname" || path == "kernel/hostname" {
-            LinuxNamespaceType::Uts
-        } else if path.starts_with("user/") {
-            LinuxNamespaceType::User
-        } else {
-            return Err(Error::new(format!(
-                "sysctl {key:?} is not in a separate kernel namespace: it would change the host's"
-            ))
-            .at(at));
-        };
-        if path == "kernel/hostname" {
-            return Err(Error::new("set by /hostname").at(at));
-        }
-        if !has(linux, needed) {
-            let error =
-                format!("sysctl {key:?} would change the host's: the container has no {needed} namespace");
-            return Err(Error::new(error).at(at));
-        }
-    }
-    Ok(())
-}
-
-/// The path below /proc/sys of a sysctl key, written with dots or with slashes (sysctl(8)): what
-/// separates the first two parts separates them all, and the other one is part of a name.
-pub fn sysctl_path(key: &str) -> Result<PathBuf> {
-    let dotted = key.find(['.', '/']).is_none_or(|position| key.as_bytes()[position] == b'.');
-    let swap = |char| match char {
-        '.' => '/',
-        '/' => '.',
-        other => other,
-    };
-    let path: String = if dotted { key.chars().map(swap).collect() } else { key.into() };
-    let parts = path.split('/');
-    if parts.clone().count() < 2
-        || parts.into_iter().any(|part| matches!(part, "" | "." | ".."))
-        || key.contains('\0')
-    {
-        return Err(Error::new(format!("{key:?} is not the name of a sysctl")));
-    }
-    Ok(path.into())
 }
 
 /// config-linux.md, "Devices".
@@ -479,28 +413,6 @@ mod tests {
         assert!(first_error(&map(&entry(0, u32::MAX, 10))).contains("beyond the largest"));
         let two = format!("{},{}", entry(0, 1000, 10), entry(20, 1009, 10));
         assert_eq!(first_error(&map(&two)), "/linux/uidMappings/1: overlaps with an earlier range");
-    }
-
-    #[test]
-    fn sysctls_stay_in_their_namespaces_and_below_proc_sys() {
-        let path = |key| sysctl_path(key).map(|path| path.to_str().unwrap_or_default().to_owned()).ok();
-        assert_eq!(path("net.ipv4.ip_forward").as_deref(), Some("net/ipv4/ip_forward"));
-        assert_eq!(
-            path("net/ipv4/conf/eth0.100/forwarding").as_deref(),
-            Some("net/ipv4/conf/eth0.100/forwarding")
-        );
-        assert_eq!(
-            path("net.ipv4.conf.eth0/100.forwarding").as_deref(),
-            Some("net/ipv4/conf/eth0.100/forwarding")
-        );
-        for bad in ["", "net", "net..x", "/net/x", "net/../kernel/x", "../x", "net.ipv4."] {
-            assert_eq!(path(bad), None, "{bad}");
-        }
-        let sysctl =
-            |key| first_error(&format!(r#""sysctl":{{"{key}":"1"}},"namespaces":[{{"type":"network"}}]"#));
-        assert_eq!(sysctl("net.ipv4.ip_forward"), "");
-        assert!(sysctl("kernel.shmmax").contains("no ipc namespace"));
-        assert!(sysctl("vm.swappiness").contains("is not in a separate kernel namespace"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod check;
 mod check_linux;
 mod normalise;
+mod sysctl;
 
 use crate::error::{Context, Error, Pointer, Result};
 use crate::sys::{Call, file};
@@ -13,8 +14,9 @@ use serde_json::Value;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-pub use check::{check, check_process, group_id, sysctl_path, user_id};
+pub use check::{check, check_process, group_id, user_id};
 use check_linux::check_resources;
+pub use sysctl::{sysctl_namespace, sysctl_path};
 
 /// The file's name in a bundle (bundle.md, "config.json").
 pub const FILE: &str = "config.json";

@@ -3,7 +3,7 @@
 
 use super::{Global, connect_to, delete, send_pidfd, write_pid_file};
 use crate::cgroup::Cgroup;
-use crate::config::{Config, SPEC_VERSION};
+use crate::config::{Config, SPEC_VERSION, sysctl_namespace, sysctl_path};
 use crate::container::{Container, Init, Listener, State, Status, gate};
 use crate::error::{Context, Error, Pointer, Result};
 use crate::host::Host;
@@ -124,11 +124,7 @@ fn undo(container: &Container, child: Option<&Child>) {
     if let Some(child) = child {
         let _ = child.kill();
     }
-    if child.is_some() {
-        delete::clean_up(container);
-    } else if let Err(error) = delete::destroy(container, false) {
-        crate::log::warning(&format!("cleaning up: {error}"));
-    }
+    delete::clean_up(container, child.is_some());
 }
 
 /// A terminal needs somebody who holds its other end.
@@ -310,28 +306,10 @@ impl Attempt {
 
 /// A namespace can be joined that is the host's own: then what is set in it would be set on the host.
 fn refuse_the_hosts(config: &Config, joined: &Joined) -> Result<()> {
-    let linux = config.spec.linux().as_ref();
-    let sysctls: Vec<&String> =
-        linux.and_then(|linux| linux.sysctl().as_ref()).into_iter().flatten().map(|(key, _)| key).collect();
-    let is_set = |name: &Option<String>| name.as_ref().is_some_and(|name| !name.is_empty());
-    for (kind, namespace) in joined {
-        let name = plan::namespace_name(*kind);
-        let field = match *kind {
-            CloneFlags::CLONE_NEWNET => sysctls
-                .iter()
-                .find(|key| key.starts_with("net"))
-                .map(|key| Pointer::to("/linux/sysctl").key(key)),
-            CloneFlags::CLONE_NEWIPC => sysctls
-                .iter()
-                .find(|key| !key.starts_with("net"))
-                .map(|key| Pointer::to("/linux/sysctl").key(key)),
-            CloneFlags::CLONE_NEWUTS if is_set(config.spec.hostname()) => Some(Pointer::to("/hostname")),
-            CloneFlags::CLONE_NEWUTS if is_set(config.spec.domainname()) => Some(Pointer::to("/domainname")),
-            _ => None,
-        };
-        if let Some(at) = field
-            && is_own(*kind, namespace.as_fd())?
-        {
+    for (kind, at) in set_in_namespaces(config)? {
+        let Some((_, namespace)) = joined.iter().find(|(other, _)| *other == kind) else { continue };
+        if is_own(kind, namespace.as_fd())? {
+            let name = plan::namespace_name(kind);
             return Err(Error::new(format!(
                 "would change the host's: the {name} namespace that is joined is the host's own"
             ))
@@ -339,6 +317,26 @@ fn refuse_the_hosts(config: &Config, joined: &Joined) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The fields that set something in a namespace, with its type.
+fn set_in_namespaces(config: &Config) -> Result<Vec<(CloneFlags, Pointer)>> {
+    let mut fields = Vec::new();
+    let is_set = |name: &Option<String>| name.as_ref().is_some_and(|name| !name.is_empty());
+    if is_set(config.spec.hostname()) {
+        fields.push((CloneFlags::CLONE_NEWUTS, Pointer::to("/hostname")));
+    }
+    if is_set(config.spec.domainname()) {
+        fields.push((CloneFlags::CLONE_NEWUTS, Pointer::to("/domainname")));
+    }
+    let linux = config.spec.linux().as_ref();
+    for key in linux.and_then(|linux| linux.sysctl().as_ref()).into_iter().flat_map(|sysctls| sysctls.keys())
+    {
+        if let Some(kind) = sysctl_namespace(&sysctl_path(key)?) {
+            fields.push((plan::namespace_flag(kind), Pointer::to("/linux/sysctl").key(key)));
+        }
+    }
+    Ok(fields)
 }
 
 /// Does to the new process what it can't do itself.

@@ -8,13 +8,13 @@ mod namespaces;
 
 pub use container::{Request, create};
 pub use exec::{ExecRequest, exec};
-pub use namespaces::{IdMaps, Namespaces, name as namespace_name};
+pub use namespaces::{IdMaps, Namespaces, flag as namespace_flag, name as namespace_name};
 
 use crate::cgroup;
 use crate::error::{Error, Pointer, Result};
 use crate::steps::limits::Limit;
-use crate::steps::mounts::Tree;
 use crate::steps::program::Program;
+use crate::steps::trees::Tree;
 use crate::steps::{Init, Step};
 use std::fmt;
 

@@ -2,8 +2,8 @@
 
 use crate::config::list;
 use crate::error::Pointer;
-use crate::steps::mounts::map_text;
 use crate::steps::namespaces::CLONE_NEWTIME;
+use crate::steps::trees::map_text;
 use nix::sched::CloneFlags;
 use oci_spec::runtime::{LinuxNamespaceType as Type, Spec};
 use std::fmt;
@@ -40,7 +40,8 @@ pub struct IdMaps {
     pub gids: String,
 }
 
-fn flag(kind: Type) -> CloneFlags {
+/// CLONE_NEW* of a type.
+pub fn flag(kind: Type) -> CloneFlags {
     match kind {
         Type::Mount => CloneFlags::CLONE_NEWNS,
         Type::Cgroup => CloneFlags::CLONE_NEWCGROUP,

@@ -214,12 +214,14 @@ fn sysctl_of_a_joined_host_namespace(case: &Case) -> Verdict {
     for (kind, file, change) in [
         ("network", "net", json!({ "sysctl": { "net.ipv4.ip_default_ttl": "63" } })),
         ("ipc", "ipc", json!({ "sysctl": { "kernel.msgmax": "4321" } })),
+        ("uts", "uts", json!({ "sysctl": { "kernel.domainname": "changed" } })),
     ] {
         let bundle = case.bundle(|config| {
             let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
             namespaces.retain(|entry| entry["type"] != kind);
             namespaces.push(json!({ "type": kind, "path": format!("/proc/self/ns/{file}") }));
             config["linux"]["sysctl"] = change["sysctl"].clone();
+            config.as_object_mut().unwrap().remove("hostname");
         })?;
         case.run(&bundle)?.failed_with(&["/linux/sysctl", "host"])?;
         case.nothing_left()?;
