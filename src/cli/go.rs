@@ -21,30 +21,19 @@ pub fn as_go_reads_them(arguments: Vec<OsString>) -> Vec<OsString> {
         "no-new-privs",
         "ignore-paused",
     ];
-    const LONG: [&str; 23] = [
+    const OTHERS: [&str; 12] = [
         "root",
         "log",
         "log-format",
         "log-level",
-        "debug",
-        "systemd-cgroup",
         "rootless",
         "version",
         "bundle",
         "console-socket",
         "pid-file",
         "pidfd-socket",
-        "no-pivot",
-        "no-new-keyring",
         "preserve-fds",
-        "detach",
-        "keep",
-        "no-subreaper",
-        "force",
-        "all",
         "format",
-        "quiet",
-        "help",
     ];
     let mut foreign = false;
     let fix = |argument: OsString| {
@@ -54,7 +43,8 @@ pub fn as_go_reads_them(arguments: Vec<OsString>) -> Vec<OsString> {
         if foreign {
             return Some(argument);
         }
-        let argument = if LONG.contains(&name) { OsString::from(format!("-{text}")) } else { argument };
+        let long = SWITCHES.contains(&name) || OTHERS.contains(&name) || name == "help";
+        let argument = if long { OsString::from(format!("-{text}")) } else { argument };
         let text = argument.to_str().unwrap_or_default();
         match text.strip_prefix("--").and_then(|text| text.split_once('=')) {
             Some((name, "true")) if SWITCHES.contains(&name) => Some(OsString::from(format!("--{name}"))),

@@ -221,9 +221,7 @@ impl Relay {
             }
         }
     }
-}
 
-impl Relay {
     /// Makes the caller's terminal what it was.
     fn give_back(&mut self) {
         if let Some(before) = self.before.take() {

@@ -3,7 +3,7 @@
 use super::idmap;
 use crate::error::{Context, Error, Pointer, Result};
 use crate::plan::IdMaps;
-use crate::steps::mounts::{Mapping, Tree};
+use crate::steps::trees::{Mapping, Tree};
 use crate::sys::mount::{self, Depth, MountAttr};
 use crate::sys::process::{Fork, clone3, exit};
 use crate::sys::{file, socket};

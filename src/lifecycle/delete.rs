@@ -38,13 +38,10 @@ fn remove_remains(global: &Global, id: &str, error: Error) -> Result<()> {
     let (cgroup, init) = Container::salvage(&directory);
     let cgroup = match init.filter(Init::is_alive) {
         Some(init) => {
-            // A frozen process ends only when it thaws, and its cgroups are found only while it lives.
+            // Its cgroups are found only while it lives.
             let cgroup = if cgroup.is_known() { cgroup } else { Cgroup::bearing(id, init.pid())? };
             init.signal(libc::SIGKILL)?;
-            cgroup.thaw_for_kill()?;
-            if let Some(pidfd) = init.pidfd()? {
-                wait_for_end(pidfd.as_fd())?;
-            }
+            wait_for_killed(&init, &cgroup)?;
             cgroup
         }
         None => cgroup,
@@ -69,8 +66,8 @@ pub fn destroy(container: &Container, created: bool) -> Result<()> {
 }
 
 /// Destroys a container after a failure, which is what is to be reported.
-pub fn clean_up(container: &Container) {
-    if let Err(error) = destroy(container, true) {
+pub fn clean_up(container: &Container, created: bool) {
+    if let Err(error) = destroy(container, created) {
         crate::log::warning(&format!("cleaning up: {error}"));
     }
 }
@@ -80,16 +77,22 @@ pub fn clean_up(container: &Container) {
 fn kill(container: &Container) -> Result<()> {
     if let Some(init) = container.live_init() {
         container.signal_init(libc::SIGKILL)?;
-        // A process frozen by cgroup v1 gets even that only when it thaws.
-        container.state.cgroup.thaw_for_kill()?;
-        if let Some(pidfd) = init.pidfd()? {
-            wait_for_end(pidfd.as_fd())?;
-        }
+        wait_for_killed(&init, &container.state.cgroup)?;
     }
     if !container.state.own_pid_namespace {
         container.state.cgroup.signal_all(libc::SIGKILL)?;
     }
     Ok(())
+}
+
+/// Waits for the end of a process that was sent SIGKILL, which one frozen by cgroup v1 gets only when
+/// it thaws.
+fn wait_for_killed(init: &Init, cgroup: &Cgroup) -> Result<()> {
+    cgroup.thaw_for_kill()?;
+    match init.pidfd()? {
+        Some(pidfd) => wait_for_end(pidfd.as_fd()),
+        None => Ok(()),
+    }
 }
 
 fn wait_for_end(pidfd: std::os::fd::BorrowedFd<'_>) -> Result<()> {

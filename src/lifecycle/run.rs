@@ -45,7 +45,7 @@ pub fn run(global: &Global, options: &Options) -> Result<i32> {
         Ok(stay)
     };
     // The caller's terminal is given back before anything is printed to it.
-    let stay = begin().inspect_err(|_| delete::clean_up(&container))?;
+    let stay = begin().inspect_err(|_| delete::clean_up(&container, true))?;
     let Some(mut stay) = stay else { return Ok(0) };
     let status = stay.wait_for(&child)?;
     // It has been waited for: its number may be another process's already.

@@ -26,7 +26,8 @@ pub fn run(global: &Global, id: &str) -> Result<()> {
     let link = gate::enter(&container.directory)?
         .ok_or_else(|| Error::new("cannot start an already running container"))?;
     // A start that fails ends the container (runtime.md, "Lifecycle", steps 7 to 9).
-    begin(&container, &Link::over(link), Waits::ToBeTold).inspect_err(|_| delete::clean_up(&container))?;
+    begin(&container, &Link::over(link), Waits::ToBeTold)
+        .inspect_err(|_| delete::clean_up(&container, true))?;
     gate::remove(&container.directory)
 }
 

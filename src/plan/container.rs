@@ -28,6 +28,7 @@ use crate::steps::rootfs::{Change, ChangeRoot, PrepareRoot, Propagation, ReadOnl
 use crate::steps::scheduling::{IoPriority, MemoryPolicy, Personality, Scheduler};
 use crate::steps::seccomp::LoadSeccomp;
 use crate::steps::sysctl::Sysctls;
+use crate::steps::trees;
 use crate::steps::user::{NoNewPrivileges, User};
 use nix::sched::CloneFlags;
 use oci_spec::runtime::{Linux, Process, Spec};
@@ -164,7 +165,7 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
     }
 
     let mut plan = Plan {
-        trees: mounts::trees(spec, &config.bundle, user_namespace && host.may_mount()),
+        trees: trees::plan(spec, &config.bundle, user_namespace && host.may_mount()),
         cgroup: Some(cgroup),
         namespaces,
         ignored_signals: host.ignored_signals.clone(),

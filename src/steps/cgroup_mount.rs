@@ -90,7 +90,7 @@ impl CgroupMount {
             match new_file_system(c"cgroup2", c"cgroup2", c"", 0, self.attributes().attr_set) {
                 Ok(tree) => {
                     mount::attach(tree.as_fd(), target.as_fd(), c"")?;
-                    return self.propagate(tree.as_fd());
+                    return Ok(self.options.propagate(tree.as_fd())?);
                 }
                 // Not in a user namespace on every kernel: the container's part of the host's does.
                 Err(failed) if matches!(failed.errno, Errno::EPERM | Errno::EBUSY) => {}
@@ -104,7 +104,7 @@ impl CgroupMount {
         let tree = nearest(&source, |source| mount::clone_tree(nix::fcntl::AT_FDCWD, source, Depth::Tree))?;
         mount::set_attributes(tree.as_fd(), Depth::Tree, &self.attributes())?;
         mount::attach(tree.as_fd(), target.as_fd(), c"")?;
-        self.propagate(tree.as_fd())
+        Ok(self.options.propagate(tree.as_fd())?)
     }
 
     /// A tmpfs with a directory for each hierarchy.
@@ -114,7 +114,8 @@ impl CgroupMount {
         for hierarchy in &self.places {
             self.mount_hierarchy(tmpfs.as_fd(), hierarchy)?;
         }
-        self.finish(tmpfs.as_fd(), Depth::Tree)?;
+        mount::set_attributes(tmpfs.as_fd(), Depth::Tree, &self.attributes())?;
+        self.options.propagate(tmpfs.as_fd())?;
         file::leave(target);
         file::leave(tmpfs);
         Ok(())
@@ -141,19 +142,6 @@ impl CgroupMount {
             if !controller.contains('=') {
                 symlinkat(name, tmpfs, controller).call(|| format!("symlinkat({name:?}, {controller:?})"))?;
             }
-        }
-        Ok(())
-    }
-
-    fn finish(&self, mounted: BorrowedFd<'_>, depth: Depth) -> Result<()> {
-        mount::set_attributes(mounted, depth, &self.attributes())?;
-        self.propagate(mounted)
-    }
-
-    fn propagate(&self, mounted: BorrowedFd<'_>) -> Result<()> {
-        for &(propagation, depth) in &self.options.propagation {
-            let attr = MountAttr { propagation, ..MountAttr::default() };
-            mount::set_attributes(mounted, depth, &attr)?;
         }
         Ok(())
     }

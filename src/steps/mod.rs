@@ -25,6 +25,7 @@ pub mod rootfs;
 pub mod scheduling;
 pub mod seccomp;
 pub mod sysctl;
+pub mod trees;
 pub mod user;
 
 use crate::error::{Error, Result};

@@ -1,8 +1,9 @@
 //! The option strings of `mounts[].options` (config.md, "Linux mount options").
 
-use crate::sys::mount::{Depth, MountAttr};
+use crate::sys::mount::{self, Depth, MountAttr};
 use libc::c_ulong;
 use std::fmt;
+use std::os::fd::BorrowedFd;
 
 /// What a list of options asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -174,6 +175,13 @@ impl Options {
             parsed.add(option);
         }
         parsed
+    }
+
+    /// Gives a mount its propagation types, one after the other.
+    pub fn propagate(&self, mounted: BorrowedFd<'_>) -> crate::sys::Result<()> {
+        self.propagation.iter().try_for_each(|&(propagation, depth)| {
+            mount::set_attributes(mounted, depth, &MountAttr { propagation, ..MountAttr::default() })
+        })
     }
 
     fn add(&mut self, option: &str) {

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sys::stat::{SFlag, fstat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
-use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount as Configured, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Mount as Configured, Spec};
 use std::ffi::CString;
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -48,43 +48,6 @@ enum Source {
     },
     /// The mount that is there, with other flags.
     Remount,
-}
-
-/// A mount that the runtime opens before it makes the container, with rights that the container's
-/// processes don't have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tree {
-    /// The index in `/mounts`.
-    pub index: usize,
-    /// What is bound.
-    pub path: PathBuf,
-    /// How much of it.
-    pub depth: Depth,
-    /// The id mapping to put on it.
-    pub idmap: Option<IdMap>,
-}
-
-/// A mapping of ids on a mount (mount_setattr(2), "ID-mapped mounts").
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IdMap {
-    /// The mapping.
-    pub mapping: Mapping,
-    /// Whether mounts below are mapped as well.
-    pub depth: Depth,
-}
-
-/// Where a mapping comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Mapping {
-    /// uid_map and gid_map as they are written.
-    Ids {
-        /// Of users.
-        uids: String,
-        /// Of groups.
-        gids: String,
-    },
-    /// That of a user namespace.
-    Of(PathBuf),
 }
 
 /// What lxcfs and engines mount within /proc. Anything else there could fake what is read about
@@ -135,55 +98,10 @@ pub fn plan(spec: &Spec, index: usize, bundle: &Path) -> Result<Mount> {
     Ok(Mount { index, destination, source_text, source, options, read_only_later, flags_stay })
 }
 
-/// The mounts that the runtime has to open: those with an id mapping and, if `all`, all bind mounts:
-/// the root of a container's user namespace may not be able to reach the source.
-pub fn trees(spec: &Spec, bundle: &Path, all: bool) -> Vec<Tree> {
-    let mut trees = Vec::new();
-    for (index, configured) in list(spec.mounts()).iter().enumerate() {
-        let options = Options::parse(list(configured.options()));
-        let Some(depth) = bind_depth(configured, &options).filter(|_| !options.remount) else { continue };
-        let idmap = idmap(spec, configured, &options);
-        if idmap.is_some() || all {
-            let path = bundle.join(configured.source().as_deref().unwrap_or(Path::new("")));
-            trees.push(Tree { index, path, depth, idmap });
-        }
-    }
-    trees
-}
-
 /// How much is bound, if it is a bind mount: by its options or, as mount(8) says it, by its type.
-fn bind_depth(configured: &Configured, options: &Options) -> Option<Depth> {
+pub(super) fn bind_depth(configured: &Configured, options: &Options) -> Option<Depth> {
     let by_type = || (configured.typ().as_deref() == Some("bind")).then_some(Depth::Mount);
     options.bind.or_else(by_type)
-}
-
-/// The mount's own mapping, or the container's where it asks for one and has none.
-fn idmap(spec: &Spec, configured: &Configured, options: &Options) -> Option<IdMap> {
-    let depth = options.idmap.unwrap_or(Depth::Mount);
-    let ids = |uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]| Mapping::Ids {
-        uids: map_text(uids),
-        gids: map_text(gids),
-    };
-    let own = list(configured.uid_mappings());
-    if !own.is_empty() {
-        return Some(IdMap { mapping: ids(own, list(configured.gid_mappings())), depth });
-    }
-    options.idmap?;
-    let linux = spec.linux().as_ref()?;
-    let user =
-        list(linux.namespaces()).iter().find(|namespace| namespace.typ() == LinuxNamespaceType::User)?;
-    let mapping = match user.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
-        Some(path) => Mapping::Of(path.clone()),
-        None => ids(list(linux.uid_mappings()), list(linux.gid_mappings())),
-    };
-    Some(IdMap { mapping, depth })
-}
-
-/// Id mappings in the form of /proc/PID/uid_map (user_namespaces(7)).
-pub fn map_text(map: &[LinuxIdMapping]) -> String {
-    map.iter()
-        .map(|entry| format!("{} {} {}\n", entry.container_id(), entry.host_id(), entry.size()))
-        .collect()
 }
 
 fn with_label(data: &str, kind: &str, label: Option<&str>) -> String {
@@ -266,10 +184,7 @@ impl Mount {
             Some(mounted) => mounted,
             None => init.root()?.resolve(&self.destination, OFlag::O_PATH, Links::Follow)?,
         };
-        for &(propagation, depth) in &self.options.propagation {
-            let attr = MountAttr { propagation, ..MountAttr::default() };
-            mount::set_attributes(mounted.as_fd(), depth, &attr)?;
-        }
+        self.options.propagate(mounted.as_fd())?;
         if let Some(attr) = &self.options.recursive {
             mount::set_attributes(mounted.as_fd(), Depth::Tree, attr)?;
         }
@@ -495,29 +410,5 @@ mod tests {
         ] {
             assert!(planned(good).is_ok(), "{good}");
         }
-    }
-
-    #[test]
-    fn id_mappings_come_from_the_mount_or_the_container() {
-        let spec: Spec = parse(
-            br#"{"ociVersion":"1.0.0","mounts":[
-                {"destination":"/a","source":"a","options":["bind"]},
-                {"destination":"/b","source":"b","options":["rbind","ridmap"]},
-                {"destination":"/c","source":"c","options":["bind","idmap"],
-                 "uidMappings":[{"containerID":1,"hostID":2,"size":3}],"gidMappings":[{"containerID":4,"hostID":5,"size":6}]}],
-                "linux":{"namespaces":[{"type":"user"}],"uidMappings":[{"containerID":0,"hostID":7,"size":8}],"gidMappings":[{"containerID":0,"hostID":9,"size":8}]}}"#,
-        )
-        .expect("it parses");
-        let trees = trees(&spec, Path::new("/bundle"), false);
-        let seen: Vec<_> =
-            trees.iter().map(|tree| (tree.index, tree.idmap.clone().expect("a map"))).collect();
-        let map = |uids: &str, gids: &str, depth| IdMap {
-            mapping: Mapping::Ids { uids: uids.into(), gids: gids.into() },
-            depth,
-        };
-        assert_eq!(
-            seen,
-            [(1, map("0 7 8\n", "0 9 8\n", Depth::Tree)), (2, map("1 2 3\n", "4 5 6\n", Depth::Mount))]
-        );
     }
 }
