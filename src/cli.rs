@@ -3,9 +3,10 @@
 mod arguments;
 mod go;
 
-use arguments::{CgroupManager, Cli, Command, Exec, Update};
+use arguments::{Cli, Command, Exec, Update};
 use go::as_go_reads_them;
 
+use crate::cgroup::Manager;
 use crate::config::SPEC_VERSION;
 use crate::container::Store;
 use crate::error::{Error, Result};
@@ -48,15 +49,14 @@ pub fn run(arguments: Vec<OsString>) -> Result<Done> {
         return Ok(Cli::command().render_help().to_string().into());
     };
     let store = Store::new(cli.root.unwrap_or_else(default_root));
-    let systemd_cgroup = cli.systemd_cgroup || cli.cgroup_manager == Some(CgroupManager::Systemd);
-    let no_cgroups = cli.cgroup_manager == Some(CgroupManager::Disabled);
-    execute(&Global { store, systemd_cgroup, no_cgroups }, command)
+    let flag = if cli.systemd_cgroup { Manager::Systemd } else { Manager::Cgroupfs };
+    execute(&Global { store, cgroup_manager: cli.cgroup_manager.unwrap_or(flag) }, command)
 }
 
 fn execute(global: &Global, command: Command) -> Result<Done> {
     let nothing = |()| Done::default();
     match command {
-        Command::Check(given) => lifecycle::explain::check(&given.bundle).map(Done::from),
+        Command::Check(given) => lifecycle::explain::check(&given.bundle, global.cgroup_manager).map(Done::from),
         Command::Create(given) => create::run(global, &given.into())
             .map(nothing)
             .map_err(|error| error.of_command("damda create failed")),
@@ -65,7 +65,7 @@ fn execute(global: &Global, command: Command) -> Result<Done> {
             lifecycle::events::run(global, &given.id, given.interval, given.stats).map(nothing)
         }
         Command::Exec(given) => exec_command(global, given),
-        Command::Explain(given) => lifecycle::explain::explain(&given.bundle).map(Done::from),
+        Command::Explain(given) => lifecycle::explain::explain(&given.bundle, global.cgroup_manager).map(Done::from),
         Command::Features(_) => Ok(lifecycle::features::run().into()),
         Command::Kill(given) => {
             lifecycle::kill::run(global, &given.id, &given.signal, given.all).map(nothing)

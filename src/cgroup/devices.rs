@@ -54,12 +54,13 @@ impl Rule {
             Kind::Block => 'b',
         };
         let number = |number: Option<u32>| number.map_or("*".into(), |number| number.to_string());
-        let access: String = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')]
-            .iter()
-            .filter(|(bit, _)| self.access & bit != 0)
-            .map(|(_, char)| char)
-            .collect();
-        format!("{kind} {}:{} {access}", number(self.major), number(self.minor))
+        format!("{kind} {}:{} {}", number(self.major), number(self.minor), self.accesses())
+    }
+
+    /// Its accesses as letters.
+    fn accesses(&self) -> String {
+        let letters = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')];
+        letters.iter().filter(|(bit, _)| self.access & bit != 0).map(|(_, char)| char).collect()
     }
 
     /// Whether every device that `other` is about, this is about as well.
@@ -149,6 +150,33 @@ fn defaults() -> impl Iterator<Item = Rule> {
         minor,
         access,
     })
+}
+
+/// The rules in the form of systemd's DeviceAllow (systemd.resource-control(5)), which allows at least
+/// what they do: (devices, access). None if everything is allowed but for exceptions, which it has no
+/// words for. The cgroup's own rules or program say the rest.
+pub fn systemd_list(rules: &[Rule]) -> Option<Vec<(String, String)>> {
+    let blanket = rules.iter().rposition(Rule::is_blanket).unwrap_or(0);
+    if rules.get(blanket).is_some_and(|first| first.is_blanket() && first.allow) {
+        return None;
+    }
+    let mut list = Vec::new();
+    for rule in rules[blanket..].iter().filter(|rule| rule.allow) {
+        let kinds: &[&str] = match rule.kind {
+            Kind::Any => &["char", "block"],
+            Kind::Char => &["char"],
+            Kind::Block => &["block"],
+        };
+        for kind in kinds {
+            let devices = match (rule.major, rule.minor) {
+                (Some(major), Some(minor)) => format!("/dev/{kind}/{major}:{minor}"),
+                (Some(major), None) => format!("{kind}-{major}"),
+                (None, _) => format!("{kind}-*"),
+            };
+            list.push((devices, rule.accesses()));
+        }
+    }
+    Some(list)
 }
 
 /// Whether v1 can express the rules.

@@ -1,6 +1,7 @@
 //! A container's cgroups on the host: making them, their limits, entering them.
 
 use super::members::processes_in;
+use super::systemd::{self, UnitName};
 use super::{Missing, Plan, Write, devices, layout};
 use crate::error::{Context, Error, Pointer, Result};
 use crate::sys::file;
@@ -20,6 +21,9 @@ pub struct Cgroup {
     pub(super) unified: bool,
     /// One directory a v1 hierarchy, or one; none where the user may not have any.
     pub(super) directories: Vec<Directory>,
+    /// The unit, where systemd made them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) unit: Option<UnitName>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,7 +66,27 @@ impl Cgroup {
             path: place.directory(),
             claim: Claim::Planned,
         });
-        Cgroup { unified: plan.unified, directories: directories.collect() }
+        let unit = plan.unit.as_ref().map(|unit| unit.name.clone());
+        Cgroup { unified: plan.unified, directories: directories.collect(), unit }
+    }
+
+    /// Has systemd make them with process `pid` in them, and writes the limits. On failure they are
+    /// the container's if systemd made them.
+    pub fn create_unit(&mut self, plan: &Plan, pid: Pid) -> Result<()> {
+        let Some(unit) = &plan.unit else { return Ok(()) };
+        let started = unit.start(pid, self.unified);
+        if started.is_err() {
+            (self.directories, self.unit) = (Vec::new(), None);
+        }
+        started?;
+        self.directories.iter_mut().for_each(|directory| directory.claim = Claim::Made);
+        let (is, expected) = (systemd::place_of(pid)?, plan.places.first().map(|place| place.path.clone()));
+        if expected.as_ref().is_some_and(|expected| *expected != is) {
+            let expected = expected.unwrap_or_default();
+            return Err(Error::new(format!("systemd made the cgroup {is:?}, not {expected:?}"))
+                .at(Pointer::to("/linux/cgroupsPath")));
+        }
+        self.make(plan, &mut Vec::new())
     }
 
     /// Makes the directories and writes the limits. On failure what was made is removed, and none of
@@ -98,7 +122,7 @@ impl Cgroup {
                 let path = mount_point.join(own.strip_prefix("/").unwrap_or(&own));
                 Directory { controllers, path, claim: Claim::Made }
             });
-        Ok(Cgroup { unified, directories: directories.collect() })
+        Ok(Cgroup { unified, directories: directories.collect(), unit: None })
     }
 
     /// Whether any is known.
@@ -151,6 +175,7 @@ impl Cgroup {
         let path = self.directories[*index].path.clone();
         match make_with_parents(&path, mount_point, made)? {
             Made::New => self.directories[*index].claim = Claim::Made,
+            Made::Before if self.unit.is_some() => {}
             Made::Before => {
                 let inside = processes_in(&path)?.len();
                 if inside > 0 {
@@ -180,18 +205,23 @@ impl Cgroup {
         }
     }
 
-    /// The v2 directory, for clone3(2).
+    /// The v2 directory, for clone3(2), if there is one that this user may put a process into: one
+    /// that the user's service manager made may be out of reach, and is entered with its help.
     pub fn descriptor(&self) -> Result<Option<OwnedFd>> {
-        match self.directories.first().filter(|_| self.unified) {
+        let users = self.unit.as_ref().is_some_and(|unit| unit.user);
+        match self.own().next().filter(|_| self.unified && !users) {
             None => Ok(None),
             Some(directory) => Ok(Some(open_directory(&directory.path)?)),
         }
     }
 
-    /// Moves process `pid` in. On v2 it was cloned into its cgroup and this does nothing.
+    /// Moves process `pid` in, if it was not cloned into its cgroup or put there by systemd.
     pub fn enter(&self, pid: Pid) -> Result<()> {
         if self.unified {
-            return Ok(());
+            return match (&self.unit, self.directories.first()) {
+                (Some(unit), Some(directory)) if unit.user => enter_users(unit, &directory.path, pid),
+                _ => Ok(()),
+            };
         }
         for directory in &self.directories {
             file::write(&directory.file("cgroup.procs"), &pid.to_string())
@@ -219,6 +249,7 @@ impl Cgroup {
         Ok(Cgroup {
             unified: true,
             directories: vec![Directory { controllers: String::new(), path, claim: Claim::Found }],
+            unit: None,
         })
     }
 
@@ -241,10 +272,14 @@ impl Cgroup {
             return Err(Error::new("the container has no cgroup whose limits could be changed"));
         }
         self.check_memory(resources, at)?;
+        let writes = super::writes(resources, at, self.unified)?;
+        if let Some(unit) = &self.unit {
+            unit.update(&writes, self.unified)?;
+        }
         // Some values limit each other, as memory alone and with swap, or a quota and its period: what
         // the kernel refuses is tried once more when the others are written.
         let mut refused = Vec::new();
-        for (at, write) in super::writes(resources, at, self.unified)? {
+        for (at, write) in writes {
             match self.write(&write) {
                 Err(error) if matches!(error.errno(), Some(Errno::EINVAL | Errno::EBUSY)) => {
                     refused.push((at, write));
@@ -379,6 +414,20 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+}
+
+/// Moves a process into a cgroup of the user's service manager.
+fn enter_users(unit: &UnitName, directory: &Path, pid: Pid) -> Result<()> {
+    if directory == Path::new(layout::ROOT).join(systemd::place_of(pid)?) {
+        return Ok(());
+    }
+    match file::write(&directory.join("cgroup.procs"), &pid.to_string()) {
+        Err(failed) if matches!(failed.errno, Errno::EACCES | Errno::EPERM | Errno::ENOENT) => {
+            let parts = directory.iter().skip_while(|part| *part != unit.name.as_str()).skip(1);
+            unit.attach(pid, &Path::new("/").join(parts.collect::<PathBuf>()))
+        }
+        other => Ok(other?),
     }
 }
 

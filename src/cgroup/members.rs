@@ -135,6 +135,9 @@ impl Cgroup {
     /// processes that are on their way out.
     pub fn remove(&self) -> Result<()> {
         let mut failures = Failures::default();
+        if let Some(unit) = self.unit.as_ref().filter(|_| self.own().next().is_some()) {
+            unit.stop()?;
+        }
         for directory in &self.directories {
             match directory.claim {
                 Claim::Made => failures.note(remove_tree(&directory.path)),

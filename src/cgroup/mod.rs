@@ -3,11 +3,14 @@
 //! `compile` is pure: it turns `linux.resources` into a list of files and values, which
 //! `Cgroup::create` writes. Both versions follow the same path, with the files in `v1` and `v2`.
 
+mod bus;
 mod devices;
 mod group;
 mod layout;
 mod members;
+mod property;
 mod stats;
+mod systemd;
 mod v1;
 mod v2;
 
@@ -16,11 +19,13 @@ use crate::error::{Error, Pointer, Result};
 use oci_spec::runtime::{LinuxResources, Spec};
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
+use systemd::Unit;
 
 pub use devices::Rule;
 pub use group::Cgroup;
 pub use layout::{Layout, ROOT};
 pub use members::Freeze;
+pub use systemd::is_running as systemd_is_running;
 
 /// What a container's cgroups are to be.
 #[derive(Debug)]
@@ -33,6 +38,8 @@ pub struct Plan {
     pub devices: Vec<Rule>,
     /// Whether the host has cgroup v2.
     pub unified: bool,
+    /// The unit, where systemd makes the directories.
+    pub unit: Option<Unit>,
     /// The user who gets the directory, in a container with a writable cgroup mount of its own.
     pub owner: Option<u32>,
 }
@@ -91,6 +98,9 @@ impl Write {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(unit) = &self.unit {
+            write!(f, "{unit}")?;
+        }
         for place in &self.places {
             writeln!(f, "cgroup {}", place.directory().display())?;
         }
@@ -104,8 +114,20 @@ impl fmt::Display for Plan {
     }
 }
 
+/// Who makes a container's cgroups.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Manager {
+    /// damda, in the file system.
+    #[default]
+    Cgroupfs,
+    /// systemd (`--systemd-cgroup`).
+    Systemd,
+    /// Nobody: there are none.
+    Disabled,
+}
+
 /// Decides on the cgroups of container `id`.
-pub fn compile(spec: &Spec, id: &str, layout: &Layout) -> Result<Plan> {
+pub fn compile(spec: &Spec, id: &str, layout: &Layout, manager: Manager) -> Result<Plan> {
     let linux = spec.linux().as_ref();
     let empty = LinuxResources::default();
     let resources = linux.and_then(|linux| linux.resources().as_ref()).unwrap_or(&empty);
@@ -116,7 +138,19 @@ pub fn compile(spec: &Spec, id: &str, layout: &Layout) -> Result<Plan> {
     if !layout.is_unified() {
         devices::check_v1(&devices)?;
     }
-    Ok(Plan { places: places(asked, id, layout), writes, devices, unified: layout.is_unified(), owner: None })
+    let unified = layout.is_unified();
+    let mut plan = Plan { places: Vec::new(), writes, devices, unified, unit: None, owner: None };
+    match manager {
+        Manager::Cgroupfs => plan.places = places(asked, id, layout),
+        Manager::Systemd => {
+            let mut unit = Unit::plan(spec, id, layout::is_unprivileged())?;
+            unit.add_limits(&plan.writes, &plan.devices, unified);
+            plan.places = places(Some(&Path::new("/").join(unit.path(layout))), id, layout);
+            plan.unit = Some(unit);
+        }
+        Manager::Disabled => plan = plan.without_cgroups()?,
+    }
+    Ok(plan)
 }
 
 /// What `resources`, which are at `at` of what they were read from, are in a cgroup's files.
@@ -125,8 +159,8 @@ fn writes(resources: &LinuxResources, at: &Pointer, unified: bool) -> Result<Vec
 }
 
 impl Plan {
-    /// Makes none (`--cgroup-manager disabled`); it is an error if limits are asked for.
-    pub fn without_cgroups(mut self) -> Result<Self> {
+    /// Makes none; it is an error if limits are asked for.
+    fn without_cgroups(mut self) -> Result<Self> {
         if let Some((at, _)) = self.writes.first() {
             return Err(
                 Error::new("a limit needs a cgroup, and --cgroup-manager says disabled").at(at.clone())

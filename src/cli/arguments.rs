@@ -1,6 +1,7 @@
 //! The commands and their options, as runc has them.
 #![allow(missing_docs)] // the comments are what --help says
 
+use crate::cgroup::Manager;
 use crate::lifecycle::list::Format as ListFormat;
 use crate::lifecycle::update::Change;
 use crate::lifecycle::{create, exec};
@@ -38,7 +39,7 @@ pub struct Cli {
     pub systemd_cgroup: bool,
     /// who makes the cgroups
     #[arg(long, value_enum, value_name = "MANAGER", hide = true)]
-    pub cgroup_manager: Option<CgroupManager>,
+    pub cgroup_manager: Option<Manager>,
     /// whether to go on without permission for cgroups ('true', 'false' or 'auto')
     #[arg(long, value_enum, default_value = "auto", default_missing_value = "true", num_args = 0..=1, require_equals = true)]
     pub rootless: Rootless,
@@ -47,13 +48,6 @@ pub struct Cli {
     pub version: bool,
     #[command(subcommand)]
     pub command: Option<Command>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum CgroupManager {
-    Cgroupfs,
-    Systemd,
-    Disabled,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -2,7 +2,7 @@
 //! (runtime.md, "Create").
 
 use super::{Global, connect_to, delete, send_pidfd, write_pid_file};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup, Manager};
 use crate::config::{Config, SPEC_VERSION, sysctl_namespace, sysctl_path};
 use crate::container::{Container, Init, Listener, State, Status, gate};
 use crate::error::{Context, Error, Pointer, Result};
@@ -88,9 +88,10 @@ pub fn run(global: &Global, options: &Options) -> Result<()> {
 /// Makes the container. On failure nothing of it is left.
 pub fn create(global: &Global, options: &Options, config: &Config, mode: Mode) -> Result<Created> {
     check_terminal(config, options, mode)?;
-    if global.systemd_cgroup {
-        return Err(Error::new("the systemd cgroup driver is not available yet")
-            .hint("leave out --systemd-cgroup; for an engine, set its cgroup driver to cgroupfs"));
+    if global.cgroup_manager == Manager::Systemd && !cgroup::systemd_is_running() {
+        let error = "systemd cgroup flag passed, but systemd support for managing cgroups is not available";
+        return Err(Error::new(error)
+            .hint("systemd doesn't run this machine: leave out --systemd-cgroup, or set the engine's cgroup driver to cgroupfs"));
     }
     check_unsupported(config)?;
     check_directory(&config.rootfs())?;
@@ -98,7 +99,7 @@ pub fn create(global: &Global, options: &Options, config: &Config, mode: Mode) -
     let request = Request {
         id: options.id.clone(),
         no_pivot: options.no_pivot,
-        no_cgroups: global.no_cgroups,
+        cgroup_manager: global.cgroup_manager,
         no_new_keyring: options.no_new_keyring,
         listen_fds: kept.listen,
     };
@@ -258,7 +259,10 @@ impl Attempt {
         };
         if let Some(cgroup) = &plan.cgroup {
             container.state.cgroup = planned;
-            container.state.cgroup.create(cgroup)?;
+            // systemd makes them when there is a process.
+            if cgroup.unit.is_none() {
+                container.state.cgroup.create(cgroup)?;
+            }
         }
         let cgroup = container.state.cgroup.descriptor()?;
 
@@ -292,6 +296,10 @@ impl Attempt {
 
         container.state.init = Init::now(child.pid);
         container.save_init()?;
+        if let Some(cgroup) = plan.cgroup.as_ref().filter(|cgroup| cgroup.unit.is_some()) {
+            container.state.cgroup.create_unit(cgroup, child.pid)?;
+            container.save_init()?;
+        }
         prepare_process(child.pid, &plan, &container.state.cgroup)?;
         let signals = (mode == Mode::Foreground).then(take_signals).transpose()?;
         link.send(&Message::Go)?;

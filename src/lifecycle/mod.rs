@@ -16,6 +16,7 @@ pub mod start;
 pub mod state;
 pub mod update;
 
+use crate::cgroup::Manager;
 use crate::container::Store;
 use crate::error::{Context, Result};
 use crate::sys::{Call, socket};
@@ -30,10 +31,8 @@ use std::path::Path;
 pub struct Global {
     /// Where containers are kept.
     pub store: Store,
-    /// `--systemd-cgroup`.
-    pub systemd_cgroup: bool,
-    /// `--cgroup-manager disabled`.
-    pub no_cgroups: bool,
+    /// Who makes cgroups.
+    pub cgroup_manager: Manager,
 }
 
 /// Writes a process's id for an engine: whole, or not at all.

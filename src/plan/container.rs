@@ -40,8 +40,8 @@ pub struct Request {
     pub id: String,
     /// `--no-pivot`.
     pub no_pivot: bool,
-    /// `--cgroup-manager disabled`.
-    pub no_cgroups: bool,
+    /// Who makes the cgroups.
+    pub cgroup_manager: cgroup::Manager,
     /// `--no-new-keyring`.
     pub no_new_keyring: bool,
     /// How many descriptors of socket activation are passed on (sd_listen_fds(3)).
@@ -56,14 +56,12 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
     let user_namespace = namespaces.has(CloneFlags::CLONE_NEWUSER);
     check_mount_namespace(spec, &namespaces)?;
 
-    let mut cgroup = cgroup::compile(spec, &request.id, &host.cgroups)?;
-    if request.no_cgroups {
-        cgroup = cgroup.without_cgroups()?;
-    }
+    let mut cgroup = cgroup::compile(spec, &request.id, &host.cgroups, request.cgroup_manager)?;
     cgroup.owner = cgroup_owner(spec, &namespaces);
     // A process that is cloned into its cgroup can be cloned into a namespace that begins there.
-    // On v1 it is moved afterwards, and makes the namespace then.
-    let late_cgroup_namespace = !cgroup.unified && namespaces.new.contains(CloneFlags::CLONE_NEWCGROUP);
+    // On v1, or by systemd, it is moved afterwards, and makes the namespace then.
+    let moved = !cgroup.unified || cgroup.unit.is_some();
+    let late_cgroup_namespace = moved && namespaces.new.contains(CloneFlags::CLONE_NEWCGROUP);
     let time_namespace = namespaces.new.contains(CLONE_NEWTIME);
     namespaces.new -= CLONE_NEWTIME;
     if late_cgroup_namespace {
