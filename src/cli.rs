@@ -56,7 +56,9 @@ pub fn run(arguments: Vec<OsString>) -> Result<Done> {
 fn execute(global: &Global, command: Command) -> Result<Done> {
     let nothing = |()| Done::default();
     match command {
-        Command::Check(given) => lifecycle::explain::check(&given.bundle, global.cgroup_manager).map(Done::from),
+        Command::Check(given) => {
+            lifecycle::explain::check(&given.bundle, global.cgroup_manager).map(Done::from)
+        }
         Command::Create(given) => create::run(global, &given.into())
             .map(nothing)
             .map_err(|error| error.of_command("damda create failed")),
@@ -65,7 +67,9 @@ fn execute(global: &Global, command: Command) -> Result<Done> {
             lifecycle::events::run(global, &given.id, given.interval, given.stats).map(nothing)
         }
         Command::Exec(given) => exec_command(global, given),
-        Command::Explain(given) => lifecycle::explain::explain(&given.bundle, global.cgroup_manager).map(Done::from),
+        Command::Explain(given) => {
+            lifecycle::explain::explain(&given.bundle, global.cgroup_manager).map(Done::from)
+        }
         Command::Features(_) => Ok(lifecycle::features::run().into()),
         Command::Kill(given) => {
             lifecycle::kill::run(global, &given.id, &given.signal, given.all).map(nothing)

@@ -86,7 +86,8 @@ impl Bus {
             }
         }
         if is_bus {
-            let driver = |member| to("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", member);
+            let driver =
+                |member| to("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", member);
             bus.exchange(driver("Hello"), &[])?.map_err(|refusal| refusal.error())?;
             let rule = "type='signal',sender='org.freedesktop.systemd1',member='JobRemoved'";
             let rule = Param::Base(Base::String(rule.into()));
@@ -102,7 +103,10 @@ impl Bus {
         arguments: &[Param<'_, '_>],
     ) -> Result<std::result::Result<Vec<Param<'static, 'static>>, Refusal>> {
         let path = "/org/freedesktop/systemd1";
-        self.exchange(to("org.freedesktop.systemd1", path, "org.freedesktop.systemd1.Manager", member), arguments)
+        self.exchange(
+            to("org.freedesktop.systemd1", path, "org.freedesktop.systemd1.Manager", member),
+            arguments,
+        )
     }
 
     /// Waits for the end of a job; its result is `done` where all went well.
@@ -150,7 +154,8 @@ impl Bus {
         const FIXED: usize = 16;
         let malformed = |error: &dyn std::fmt::Display| Error::new(format!("D-Bus message: {error}"));
         self.fill(FIXED)?;
-        let (used, header) = unmarshal::unmarshal_header(&self.received, 0).map_err(|error| malformed(&error))?;
+        let (used, header) =
+            unmarshal::unmarshal_header(&self.received, 0).map_err(|error| malformed(&error))?;
         let length: [u8; 4] = self.received[12..16].try_into().unwrap_or_default();
         let fields = match self.received[0] {
             b'B' => u32::from_be_bytes(length),
@@ -163,13 +168,14 @@ impl Bus {
         self.fill(whole)?;
         let rest = self.received.split_off(whole);
         let message = std::mem::replace(&mut self.received, rest);
-        let (more, dynamic) =
-            unmarshal::unmarshal_dynamic_header(&header, &message, used).map_err(|error| malformed(&error))?;
+        let (more, dynamic) = unmarshal::unmarshal_dynamic_header(&header, &message, used)
+            .map_err(|error| malformed(&error))?;
         let (_, message) = unmarshal::unmarshal_next_message(&header, dynamic, &message, used + more)
             .map_err(|error| malformed(&error))?;
         if message.typ == MessageType::Signal && message.dynheader.member.as_deref() == Some("JobRemoved") {
             // Its number, object path, unit and result.
-            if let Ok((_, job, _, result)) = message.body.parser().get4::<u32, ObjectPath<&str>, &str, &str>() {
+            if let Ok((_, job, _, result)) = message.body.parser().get4::<u32, ObjectPath<&str>, &str, &str>()
+            {
                 self.ended.push((job.as_ref().into(), result.into()));
             }
         }

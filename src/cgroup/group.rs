@@ -184,6 +184,7 @@ impl Cgroup {
                     return Err(Error::new(error).at(Pointer::to("/linux/cgroupsPath")));
                 }
                 self.directories[*index].claim = Claim::Found;
+                self.refuse_frozen(*index)?;
             }
             Made::NoHierarchy => {
                 self.directories.remove(*index);
@@ -192,6 +193,23 @@ impl Cgroup {
         }
         *index += 1;
         Ok(())
+    }
+
+    /// In a cgroup that was frozen by somebody else the container's first process would never run.
+    fn refuse_frozen(&self, index: usize) -> Result<()> {
+        let directory = &self.directories[index];
+        let (file, frozen) = match self.unified {
+            true => ("cgroup.freeze", "1"),
+            false if directory.has("freezer") => ("freezer.state", "FROZEN"),
+            false => return Ok(()),
+        };
+        match file::read(&directory.file(file)) {
+            Ok(state) if state.trim() == frozen => {
+                let error = format!("container's cgroup unexpectedly frozen: {:?}", directory.path);
+                Err(Error::new(error).at(Pointer::to("/linux/cgroupsPath")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// An ordinary user without a cgroup to delegate goes without, unless limits are asked for.

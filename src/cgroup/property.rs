@@ -45,9 +45,10 @@ impl Value {
             Value::Pairs(pairs) => {
                 array("(ss)", pairs.iter().map(|(one, other)| tuple(vec![strings(one), strings(other)])))
             }
-            Value::Rates(rates) => {
-                array("(st)", rates.iter().map(|(path, rate)| tuple(vec![strings(path), Base::Uint64(*rate).into()])))
-            }
+            Value::Rates(rates) => array(
+                "(st)",
+                rates.iter().map(|(path, rate)| tuple(vec![strings(path), Base::Uint64(*rate).into()])),
+            ),
             Value::Other(_, param) => param.clone(),
         }
     }
@@ -62,12 +63,12 @@ impl fmt::Display for Value {
             Value::Text(text) => f.write_str(text),
             Value::Numbers(numbers) => write!(f, "{numbers:?}"),
             Value::Bytes(bytes) => bytes.iter().rev().try_for_each(|byte| write!(f, "{byte:02x}")),
-            Value::Pairs(pairs) => {
-                f.write_str(&pairs.iter().map(|(one, other)| format!("{one} {other}")).collect::<Vec<_>>().join(", "))
-            }
-            Value::Rates(rates) => {
-                f.write_str(&rates.iter().map(|(path, rate)| format!("{path} {rate}")).collect::<Vec<_>>().join(", "))
-            }
+            Value::Pairs(pairs) => f.write_str(
+                &pairs.iter().map(|(one, other)| format!("{one} {other}")).collect::<Vec<_>>().join(", "),
+            ),
+            Value::Rates(rates) => f.write_str(
+                &rates.iter().map(|(path, rate)| format!("{path} {rate}")).collect::<Vec<_>>().join(", "),
+            ),
             Value::Other(written, _) => f.write_str(written),
         }
     }
@@ -75,9 +76,10 @@ impl fmt::Display for Value {
 
 /// `signature` is one of this file's own, or was made from values.
 fn signature(signature: &str) -> Type {
-    Type::parse_description(signature).ok().and_then(|types| types.into_iter().next()).unwrap_or(Type::Base(
-        rustbus::signature::Base::String,
-    ))
+    Type::parse_description(signature)
+        .ok()
+        .and_then(|types| types.into_iter().next())
+        .unwrap_or(Type::Base(rustbus::signature::Base::String))
 }
 
 fn array(element: &str, values: impl Iterator<Item = Param<'static, 'static>>) -> Param<'static, 'static> {
@@ -95,7 +97,10 @@ pub fn list(properties: &[(String, Value)]) -> Param<'static, 'static> {
         properties.iter().map(|(name, value)| {
             let value = value.param();
             let variant = Variant { sig: value.sig(), value };
-            tuple(vec![Base::String(name.clone()).into(), Param::Container(Container::Variant(Box::new(variant)))])
+            tuple(vec![
+                Base::String(name.clone()).into(),
+                Param::Container(Container::Variant(Box::new(variant))),
+            ])
         }),
     )
 }
@@ -252,7 +257,10 @@ pub fn parse(name: &str, written: &str) -> Result<(String, Value)> {
     }
     let mut text = Text { rest: written };
     let param = text.value(None).filter(|_| text.skip_space().is_empty());
-    let bad = || Error::new(format!("{written:?} is not a value in GVariant's text form")).hint("a text needs quotes: 'text'");
+    let bad = || {
+        Error::new(format!("{written:?} is not a value in GVariant's text form"))
+            .hint("a text needs quotes: 'text'")
+    };
     let param = param.ok_or_else(bad)?;
     match name.strip_suffix("Sec").filter(|rest| !rest.ends_with('U')) {
         Some(rest) => {
@@ -307,7 +315,8 @@ impl<'a> Text<'a> {
 
     fn word(&mut self) -> &'a str {
         let rest = self.skip_space();
-        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && !"+-._".contains(c)).unwrap_or(rest.len());
+        let end =
+            rest.find(|c: char| !c.is_ascii_alphanumeric() && !"+-._".contains(c)).unwrap_or(rest.len());
         self.rest = &rest[end..];
         &rest[..end]
     }
@@ -436,10 +445,8 @@ mod tests {
     use super::*;
 
     fn properties(files: &[(&str, &str)], unified: bool) -> Vec<String> {
-        let writes: Vec<_> = files
-            .iter()
-            .map(|(file, value)| (Pointer::to("/x"), Write::new("cpu", *file, value)))
-            .collect();
+        let writes: Vec<_> =
+            files.iter().map(|(file, value)| (Pointer::to("/x"), Write::new("cpu", *file, value))).collect();
         of_writes(&writes, unified).into_iter().map(|(_, name, value)| format!("{name}={value}")).collect()
     }
 
@@ -486,7 +493,12 @@ mod tests {
                 ],
                 false
             ),
-            ["CPUShares=512", "CPUQuotaPerSecUSec=infinity", "CPUQuotaPeriodUSec=50000", "MemoryLimit=infinity"]
+            [
+                "CPUShares=512",
+                "CPUQuotaPerSecUSec=infinity",
+                "CPUQuotaPeriodUSec=50000",
+                "MemoryLimit=infinity"
+            ]
         );
     }
 

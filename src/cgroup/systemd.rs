@@ -52,8 +52,9 @@ impl Unit {
             _ if path.is_empty() => ("", PREFIX, id),
             [slice, prefix, name] if !name.is_empty() => (slice, prefix, name),
             _ => {
-                let error =
-                    format!("expected cgroupsPath to be of format \"slice:prefix:name\" for systemd cgroups, got {path:?} instead");
+                let error = format!(
+                    "expected cgroupsPath to be of format \"slice:prefix:name\" for systemd cgroups, got {path:?} instead"
+                );
                 return Err(Error::new(error).at(at).hint("without --systemd-cgroup it is a path"));
             }
         };
@@ -153,9 +154,9 @@ impl Unit {
     fn refused(&self, refusal: &Refusal) -> Error {
         let error = refusal.error();
         match refusal.name.as_str() {
-            "org.freedesktop.systemd1.UnitExists" => {
-                self.error(&error.to_string()).hint("another container has it: give this one another name in cgroupsPath")
-            }
+            "org.freedesktop.systemd1.UnitExists" => self
+                .error(&error.to_string())
+                .hint("another container has it: give this one another name in cgroupsPath"),
             _ => self.error(&error.to_string()),
         }
     }
@@ -169,7 +170,9 @@ impl fmt::Display for Unit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let whose = if self.name.user { "user" } else { "system" };
         writeln!(f, "systemd {whose} unit {} in {}", self.name.name, self.slice)?;
-        self.properties.iter().try_for_each(|(at, name, value)| writeln!(f, "{at}: unit property {name}={value}"))
+        self.properties
+            .iter()
+            .try_for_each(|(at, name, value)| writeln!(f, "{at}: unit property {name}={value}"))
     }
 }
 
@@ -286,14 +289,22 @@ mod tests {
         };
         let both = |path: &str, name: &str| Ok((path.to_owned(), name.to_owned()));
         assert_eq!(place("", false, "/"), both("system.slice/damda-id.scope", "damda-id.scope"));
-        assert_eq!(place("m-x.slice:cri:7", false, "/"), both("m.slice/m-x.slice/cri-7.scope", "cri-7.scope"));
+        assert_eq!(
+            place("m-x.slice:cri:7", false, "/"),
+            both("m.slice/m-x.slice/cri-7.scope", "cri-7.scope")
+        );
         assert_eq!(place(":cri:7", false, "/"), both("system.slice/cri-7.scope", "cri-7.scope"));
         assert_eq!(place("-.slice::7", false, "/"), both("7.scope", "7.scope"));
         let manager = "user.slice/user-7.slice/user@7.service";
         for own in [&format!("/{manager}/app.slice/x.scope"), "/user.slice/user-7.slice/session-1.scope"] {
-            assert_eq!(place("", true, own), both(&format!("{manager}/user.slice/damda-id.scope"), "damda-id.scope"));
+            assert_eq!(
+                place("", true, own),
+                both(&format!("{manager}/user.slice/damda-id.scope"), "damda-id.scope")
+            );
         }
-        for bad in ["/a/b", "a:b", "a.slice:b:", "a.slice:b:c:d", "a:b:c", "a.slice:b:../c", "a.slice:b:c.slice"] {
+        for bad in
+            ["/a/b", "a:b", "a.slice:b:", "a.slice:b:c:d", "a:b:c", "a.slice:b:../c", "a.slice:b:c.slice"]
+        {
             assert!(unit(bad, false).is_err_and(|error| error.starts_with("/linux/cgroupsPath: ")), "{bad}");
         }
     }

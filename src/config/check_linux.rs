@@ -16,6 +16,7 @@ pub(super) fn check(spec: &Spec, errors: &mut Vec<Error>) {
     errors.extend(check_ids(linux, list(spec.mounts())).err());
     errors.extend(super::sysctl::check(linux).err());
     errors.extend(check_devices(linux).err());
+    errors.extend(check_net_devices(linux).err());
     errors.extend(check_paths(linux).err());
     if let Some(path) = linux.cgroups_path() {
         errors.extend(cgroups_path(path).err());
@@ -140,6 +141,42 @@ fn check_map(map: &[LinuxIdMapping], at: &Pointer) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// config-linux.md, "Network Devices".
+fn check_net_devices(linux: &Linux) -> Result<()> {
+    let mut devices: Vec<_> = linux.net_devices().iter().flatten().collect();
+    devices.sort_by_key(|(host, _)| *host);
+    let mut taken = Vec::new();
+    for (host, device) in devices {
+        let at = Pointer::to("/linux/netDevices").key(host);
+        if !has(linux, LinuxNamespaceType::Network) {
+            let error = "unable to move network devices without a NET namespace";
+            return Err(Error::new(error).at(at).hint("add {\"type\": \"network\"} to /linux/namespaces"));
+        }
+        let invalid = |name: &str| Error::new(format!("invalid network device name {name:?}"));
+        if !is_device_name(host) || host.contains('%') {
+            return Err(invalid(host).at(at));
+        }
+        let name = device.name().as_ref().filter(|name| !name.is_empty());
+        // A template is a number that the kernel chooses, once.
+        let template = |name: &str| name.matches('%').count() > 1 || name.replace("%d", "").contains('%');
+        if let Some(name) = name.filter(|name| !is_device_name(name) || template(name)) {
+            return Err(invalid(name).at(at.key("name")));
+        }
+        let name = name.unwrap_or(host);
+        if taken.contains(&name) && !name.contains('%') {
+            return Err(Error::new(format!("two devices would be named {name:?}")).at(at));
+        }
+        taken.push(name);
+    }
+    Ok(())
+}
+
+/// Whether the kernel takes it as a network device's name, of less than IFNAMSIZ bytes.
+fn is_device_name(name: &str) -> bool {
+    let whole = !name.is_empty() && name.len() < libc::IFNAMSIZ && !matches!(name, "." | "..");
+    whole && !name.contains(|c: char| matches!(c, '/' | ':' | '\0') || c.is_whitespace())
 }
 
 /// config-linux.md, "Devices".
@@ -413,6 +450,36 @@ mod tests {
         assert!(first_error(&map(&entry(0, u32::MAX, 10))).contains("beyond the largest"));
         let two = format!("{},{}", entry(0, 1000, 10), entry(20, 1009, 10));
         assert_eq!(first_error(&map(&two)), "/linux/uidMappings/1: overlaps with an earlier range");
+    }
+
+    #[test]
+    fn network_devices() {
+        let devices = |text: &str| {
+            first_error(&format!(r#""namespaces":[{{"type":"network"}}],"netDevices":{{{text}}}"#))
+        };
+        for good in [
+            r#""eth0":{}"#,
+            r#""eth0":{"name":""}"#,
+            r#""a.b-c_d@e":{"name":"eth%d"}"#,
+            r#""fifteen-letters":{}"#,
+        ] {
+            assert_eq!(devices(good), "", "{good}");
+        }
+        for bad in [
+            r#""":{}"#,
+            r#""..":{}"#,
+            r#""a/b":{}"#,
+            r#""a b":{}"#,
+            r#""eth%d":{}"#,
+            r#""sixteen-letters!":{}"#,
+            r#""eth0":{"name":"a:b"}"#,
+            r#""eth0":{"name":"a%s"}"#,
+            r#""eth0":{"name":"%d%d"}"#,
+            r#""eth0":{},"eth1":{"name":"eth0"}"#,
+        ] {
+            assert!(devices(bad).starts_with("/linux/netDevices/"), "{bad}: {}", devices(bad));
+        }
+        assert!(first_error(r#""netDevices":{"eth0":{}}"#).contains("without a NET namespace"));
     }
 
     #[test]

@@ -15,8 +15,10 @@ use crate::launch::{Child, idmap, trees};
 use crate::link::{Link, Message};
 use crate::plan::{self, Plan, Request};
 use crate::steps::hooks::{self, Kind};
+use crate::steps::net_devices;
 use crate::steps::rootfs::check_directory;
 use crate::sys::{Call, file, identity};
+use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sched::CloneFlags;
 use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -151,10 +153,7 @@ pub fn check_console_socket(terminal: bool, detached: bool, socket: bool) -> Res
 /// Fields that damda does not apply yet are refused, not ignored.
 fn check_unsupported(config: &Config) -> Result<()> {
     let Some(linux) = config.spec.linux() else { return Ok(()) };
-    let fields = [
-        ("/linux/netDevices", linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty())),
-        ("/linux/intelRdt", linux.intel_rdt().is_some()),
-    ];
+    let fields = [("/linux/intelRdt", linux.intel_rdt().is_some())];
     match fields.into_iter().find(|(_, set)| *set) {
         Some((field, _)) => Err(Error::new("damda cannot apply this yet").at(Pointer::to(field))),
         None => Ok(()),
@@ -250,6 +249,7 @@ impl Attempt {
         let (pid_namespace, user_namespace, joined) = open_namespaces(&plan.namespaces)?;
         refuse_the_hosts(config, &joined)?;
         let trees = trees::open(&plan.trees)?;
+        let network = network_to_join(&plan, &joined)?;
         let (console, terminal) = console(config, options, mode)?;
         let start = match mode {
             Mode::Create => Start::AtGate(gate::make(&container.directory)?),
@@ -301,6 +301,10 @@ impl Attempt {
             container.save_init()?;
         }
         prepare_process(child.pid, &plan, &container.state.cgroup)?;
+        if !plan.net_devices.is_empty() {
+            let network = network.map_or_else(|| network_of(child.pid), Ok)?;
+            net_devices::move_all(&plan.net_devices, network.as_fd())?;
+        }
         let signals = (mode == Mode::Foreground).then(take_signals).transpose()?;
         link.send(&Message::Go)?;
         file::close_left();
@@ -345,6 +349,18 @@ fn set_in_namespaces(config: &Config) -> Result<Vec<(CloneFlags, Pointer)>> {
         }
     }
     Ok(fields)
+}
+
+/// The network namespace that devices are moved to, where the process joins it: it may not be in it yet.
+fn network_to_join(plan: &Plan, joined: &Joined) -> Result<Option<OwnedFd>> {
+    let network = joined.iter().find(|(kind, _)| *kind == CloneFlags::CLONE_NEWNET);
+    let network = network.filter(|_| !plan.net_devices.is_empty());
+    Ok(network.map(|(_, fd)| fd.try_clone()).transpose().call(|| "fcntl(F_DUPFD_CLOEXEC)".into())?)
+}
+
+fn network_of(pid: Pid) -> Result<OwnedFd> {
+    let path = format!("/proc/{pid}/ns/net");
+    Ok(file::open(AT_FDCWD, Path::new(&path), OFlag::O_RDONLY)?)
 }
 
 /// Does to the new process what it can't do itself.

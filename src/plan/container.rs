@@ -22,6 +22,7 @@ use crate::steps::namespaces::{
     BecomeRoot, CLONE_NEWTIME, JoinNamespaces, LoopbackUp, NewCgroupNamespace, NewIpcNamespace,
     NewTimeNamespace,
 };
+use crate::steps::net_devices;
 use crate::steps::passwd::FindHome;
 use crate::steps::program::{FindProgram, Program, WorkingDirectory};
 use crate::steps::rootfs::{Change, ChangeRoot, PrepareRoot, Propagation, ReadOnlyRoot};
@@ -164,6 +165,7 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
 
     let mut plan = Plan {
         trees: trees::plan(spec, &config.bundle, user_namespace && host.may_mount()),
+        net_devices: linux.map(net_devices::plan).unwrap_or_default(),
         cgroup: Some(cgroup),
         namespaces,
         ignored_signals: host.ignored_signals.clone(),

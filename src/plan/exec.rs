@@ -49,6 +49,7 @@ pub fn exec(request: &ExecRequest<'_>, host: &Host) -> Result<Plan> {
         namespaces: Namespaces { new: CloneFlags::empty(), joined: Vec::new(), maps: None },
         cgroup: None,
         trees: Vec::new(),
+        net_devices: Vec::new(),
         ignored_signals: host.ignored_signals.clone(),
         limits: Vec::new(),
         oom_score_adj: None,

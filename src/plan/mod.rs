@@ -13,6 +13,7 @@ pub use namespaces::{IdMaps, Namespaces, flag as namespace_flag, name as namespa
 use crate::cgroup;
 use crate::error::{Error, Pointer, Result};
 use crate::steps::limits::Limit;
+use crate::steps::net_devices::NetDevice;
 use crate::steps::program::Program;
 use crate::steps::trees::Tree;
 use crate::steps::{Init, Step};
@@ -26,6 +27,8 @@ pub struct Plan {
     pub cgroup: Option<cgroup::Plan>,
     /// Mounts that the runtime opens.
     pub trees: Vec<Tree>,
+    /// Network devices that the runtime moves to the container.
+    pub net_devices: Vec<NetDevice>,
     /// Signals that the caller ignores and the container's process must not.
     pub ignored_signals: Vec<i32>,
     /// Limits that the runtime allows a process in a user namespace.
@@ -74,7 +77,9 @@ impl fmt::Display for Plan {
         if let Some(cgroup) = &self.cgroup {
             write!(f, "{cgroup}")?;
         }
-        write!(f, "{}{}", self.namespaces, self.steps)?;
+        write!(f, "{}", self.namespaces)?;
+        self.net_devices.iter().try_for_each(|device| writeln!(f, "{device}"))?;
+        write!(f, "{}", self.steps)?;
         writeln!(f, "(ready; wait for start)")?;
         write!(f, "{}", self.finish)?;
         match &self.program {

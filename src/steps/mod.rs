@@ -19,6 +19,7 @@ pub mod mount_options;
 pub mod mounts;
 pub mod names;
 pub mod namespaces;
+pub mod net_devices;
 pub mod passwd;
 pub mod program;
 pub mod rootfs;
