@@ -113,16 +113,11 @@ fn exec_command(global: &Global, given: Exec) -> Result<Done> {
 }
 
 fn update(global: &Global, given: &Update) -> Result<()> {
-    if given.resources.is_none() {
-        let rdt = [("--l3-cache-schema", &given.l3_cache_schema), ("--mem-bw-schema", &given.mem_bw_schema)];
-        if let Some((name, _)) = rdt.into_iter().find(|(_, schema)| schema.is_some()) {
-            return Err(Error::new(format!("{name}: damda cannot apply this yet")));
-        }
-        if given.kernel_memory.is_some() || given.kernel_memory_tcp.is_some() {
-            log::warning("kernel memory has no limit of its own any more: ignored");
-        }
+    if given.resources.is_none() && (given.kernel_memory.is_some() || given.kernel_memory_tcp.is_some()) {
+        log::warning("kernel memory has no limit of its own any more: ignored");
     }
-    lifecycle::update::run(global, &given.id, given.resources.as_deref(), &given.changes())
+    let schemata: Vec<_> = given.l3_cache_schema.iter().chain(&given.mem_bw_schema).cloned().collect();
+    lifecycle::update::run(global, &given.id, given.resources.as_deref(), &given.changes(), &schemata)
 }
 
 fn usage(error: &clap::Error) -> Error {

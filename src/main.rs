@@ -29,6 +29,7 @@ mod lifecycle;
 mod link;
 mod log;
 mod plan;
+mod resctrl;
 mod root;
 mod seccomp;
 mod steps;

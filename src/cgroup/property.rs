@@ -278,7 +278,7 @@ fn seconds(param: &Param<'_, '_>) -> Option<u64> {
     let whole = match *base {
         Base::Double(bits) => {
             let seconds = f64::from_bits(bits);
-            return (seconds >= 0.0 && seconds < 1e12).then_some((seconds * 1e6) as u64);
+            return (0.0..1e12).contains(&seconds).then_some((seconds * 1e6) as u64);
         }
         Base::Byte(value) => value.into(),
         Base::Int16(value) => u64::try_from(value).ok()?,

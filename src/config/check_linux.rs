@@ -17,6 +17,7 @@ pub(super) fn check(spec: &Spec, errors: &mut Vec<Error>) {
     errors.extend(super::sysctl::check(linux).err());
     errors.extend(check_devices(linux).err());
     errors.extend(check_net_devices(linux).err());
+    errors.extend(check_rdt(linux).err());
     errors.extend(check_paths(linux).err());
     if let Some(path) = linux.cgroups_path() {
         errors.extend(cgroups_path(path).err());
@@ -141,6 +142,30 @@ fn check_map(map: &[LinuxIdMapping], at: &Pointer) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// config-linux.md, "IntelRdt".
+fn check_rdt(linux: &Linux) -> Result<()> {
+    let Some(rdt) = linux.intel_rdt() else { return Ok(()) };
+    let at = Pointer::to("/linux/intelRdt");
+    if let Some(name) = rdt.clos_id().as_ref().filter(|name| *name != "/") {
+        // The others are the file system's own.
+        let taken = matches!(name.as_str(), "." | ".." | "info" | "mon_groups" | "mon_data");
+        if taken || name.contains(['/', '\0', '\n']) {
+            return Err(Error::new(format!("invalid intelRdt.ClosID {name:?}")).at(at.key("closID")));
+        }
+    }
+    let lines = list(rdt.schemata()).iter().enumerate();
+    let mut lines: Vec<_> = lines.map(|(index, line)| (at.key("schemata").index(index), line)).collect();
+    lines.extend(rdt.l3_cache_schema().as_ref().map(|line| (at.key("l3CacheSchema"), line)));
+    lines.extend(rdt.mem_bw_schema().as_ref().map(|line| (at.key("memBwSchema"), line)));
+    if let Some((at, _)) = lines.into_iter().find(|(_, line)| line.contains(['\n', '\0'])) {
+        return Err(Error::new("must be one line").at(at));
+    }
+    match rdt.mem_bw_schema().as_ref().filter(|line| !line.is_empty() && !line.starts_with("MB:")) {
+        Some(_) => Err(Error::new("must start with MB:").at(at.key("memBwSchema"))),
+        None => Ok(()),
+    }
 }
 
 /// config-linux.md, "Network Devices".
@@ -450,6 +475,21 @@ mod tests {
         assert!(first_error(&map(&entry(0, u32::MAX, 10))).contains("beyond the largest"));
         let two = format!("{},{}", entry(0, 1000, 10), entry(20, 1009, 10));
         assert_eq!(first_error(&map(&two)), "/linux/uidMappings/1: overlaps with an earlier range");
+    }
+
+    #[test]
+    fn rdt() {
+        let rdt = |text: &str| first_error(&format!(r#""intelRdt":{{{text}}}"#));
+        assert_eq!(rdt(r#""closID":"/","schemata":["L3:0=f"],"memBwSchema":"MB:0=1""#), "");
+        for bad in [
+            r#""closID":"..""#,
+            r#""closID":"a/b""#,
+            r#""closID":"info""#,
+            r#""schemata":["L3:0=f\nMB:0=1"]"#,
+            r#""memBwSchema":"L3:0=f""#,
+        ] {
+            assert!(rdt(bad).starts_with("/linux/intelRdt/"), "{bad}: {}", rdt(bad));
+        }
     }
 
     #[test]

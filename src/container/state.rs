@@ -4,6 +4,7 @@ use super::{Directory, Store, gate};
 use crate::cgroup::{Cgroup, Freeze};
 use crate::config::{self, Config, SPEC_VERSION};
 use crate::error::{Error, Result};
+use crate::resctrl::Groups;
 use crate::sys::file;
 use crate::sys::process::{pidfd_open, pidfd_send_signal};
 use nix::errno::Errno;
@@ -45,6 +46,9 @@ pub struct State {
     pub init: Option<Init>,
     /// Its cgroups.
     pub cgroup: Cgroup,
+    /// Its groups of the resctrl file system, kept as `init` is.
+    #[serde(skip)]
+    pub resctrl: Option<Groups>,
     /// CLONE_NEW* of the namespaces that it has, new or joined.
     pub namespaces: i32,
     /// Whether it has a pid namespace of its own, which ends with its first process.
@@ -112,10 +116,15 @@ impl Init {
 }
 
 /// What `create` has made: kept apart from the state, which is written before.
-#[derive(Debug, Serialize, Deserialize)]
-struct Made {
-    init: Option<Init>,
-    cgroup: Cgroup,
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Made {
+    /// The first process.
+    pub init: Option<Init>,
+    /// The cgroups.
+    pub cgroup: Cgroup,
+    /// The groups of the resctrl file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resctrl: Option<Groups>,
 }
 
 /// The seccomp agent (config-linux.md, "Seccomp", listenerPath).
@@ -204,6 +213,7 @@ impl Container {
         if let Some(made) = Self::made(&directory) {
             state.init = made.init;
             state.cgroup = made.cgroup;
+            state.resctrl = made.resctrl;
         }
         Ok(Container { directory, state })
     }
@@ -213,14 +223,14 @@ impl Container {
         serde_json::from_slice(&directory.read(INIT).ok()??).ok()
     }
 
-    /// The cgroups and the first process of a container whose state can't be read as a whole.
-    pub fn salvage(directory: &Directory) -> (Cgroup, Option<Init>) {
+    /// What was made for a container whose state can't be read as a whole.
+    pub fn salvage(directory: &Directory) -> Made {
         if let Some(made) = Self::made(directory) {
-            return (made.cgroup, made.init);
+            return made;
         }
         let text = directory.read(STATE).ok().flatten().unwrap_or_default();
         let mut state: Value = serde_json::from_slice(&text).unwrap_or_default();
-        (serde_json::from_value(state["cgroup"].take()).unwrap_or_default(), None)
+        Made { cgroup: serde_json::from_value(state["cgroup"].take()).unwrap_or_default(), ..Made::default() }
     }
 
     /// Keeps the state, and the configuration for `exec`.
@@ -231,7 +241,8 @@ impl Container {
 
     /// Keeps which process is the first, and which cgroups turned out to be the container's.
     pub fn save_init(&self) -> Result<()> {
-        self.directory.write(INIT, &json(&Made { init: self.state.init, cgroup: self.state.cgroup.clone() })?)
+        let State { init, cgroup, resctrl, .. } = self.state.clone();
+        self.directory.write(INIT, &json(&Made { init, cgroup, resctrl })?)
     }
 
     /// Removes all that is kept of it.

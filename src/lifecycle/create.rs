@@ -95,7 +95,6 @@ pub fn create(global: &Global, options: &Options, config: &Config, mode: Mode) -
         return Err(Error::new(error)
             .hint("systemd doesn't run this machine: leave out --systemd-cgroup, or set the engine's cgroup driver to cgroupfs"));
     }
-    check_unsupported(config)?;
     check_directory(&config.rootfs())?;
     let kept = kept_descriptors(options)?;
     let request = Request {
@@ -147,16 +146,6 @@ pub fn check_console_socket(terminal: bool, detached: bool, socket: bool) -> Res
             Err(Error::new("cannot use console socket if damda will not detach or allocate tty"))
         }
         _ => Ok(()),
-    }
-}
-
-/// Fields that damda does not apply yet are refused, not ignored.
-fn check_unsupported(config: &Config) -> Result<()> {
-    let Some(linux) = config.spec.linux() else { return Ok(()) };
-    let fields = [("/linux/intelRdt", linux.intel_rdt().is_some())];
-    match fields.into_iter().find(|(_, set)| *set) {
-        Some((field, _)) => Err(Error::new("damda cannot apply this yet").at(Pointer::to(field))),
-        None => Ok(()),
     }
 }
 
@@ -214,6 +203,7 @@ fn describe(config: &Config, plan: &Plan, id: &str) -> State {
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect(),
         init: None,
+        resctrl: None,
         cgroup: plan.cgroup.as_ref().map(Cgroup::planned).unwrap_or_default(),
         namespaces: namespaces.bits(),
         own_pid_namespace: plan.namespaces.new.contains(CloneFlags::CLONE_NEWPID),
@@ -298,6 +288,10 @@ impl Attempt {
         container.save_init()?;
         if let Some(cgroup) = plan.cgroup.as_ref().filter(|cgroup| cgroup.unit.is_some()) {
             container.state.cgroup.create_unit(cgroup, child.pid)?;
+            container.save_init()?;
+        }
+        if let Some(resctrl) = &plan.resctrl {
+            container.state.resctrl = Some(resctrl.apply(child.pid)?);
             container.save_init()?;
         }
         prepare_process(child.pid, &plan, &container.state.cgroup)?;

@@ -4,6 +4,7 @@ use super::Global;
 use crate::cgroup::Cgroup;
 use crate::container::{Container, Init, Status};
 use crate::error::{Error, Result};
+use crate::resctrl::Groups;
 use crate::steps::hooks::{self, Kind};
 use crate::sys::Call;
 use nix::errno::Errno;
@@ -35,19 +36,20 @@ pub fn run(global: &Global, id: &str, force: bool) -> Result<()> {
 fn remove_remains(global: &Global, id: &str, error: Error) -> Result<()> {
     let Some(directory) = global.store.open(id)? else { return Ok(()) };
     crate::log::debug(|| format!("deleting the remains of {id}: {error}"));
-    let (cgroup, init) = Container::salvage(&directory);
-    let cgroup = match init.filter(Init::is_alive) {
+    let made = Container::salvage(&directory);
+    let cgroup = match made.init.filter(Init::is_alive) {
         Some(init) => {
             // Its cgroups are found only while it lives.
-            let cgroup = if cgroup.is_known() { cgroup } else { Cgroup::bearing(id, init.pid())? };
+            let cgroup = if made.cgroup.is_known() { made.cgroup } else { Cgroup::bearing(id, init.pid())? };
             init.signal(libc::SIGKILL)?;
             wait_for_killed(&init, &cgroup)?;
             cgroup
         }
-        None => cgroup,
+        None => made.cgroup,
     };
     cgroup.signal_all(libc::SIGKILL)?;
     cgroup.remove()?;
+    made.resctrl.iter().try_for_each(Groups::remove)?;
     directory.remove(&[])
 }
 
@@ -57,6 +59,7 @@ pub fn destroy(container: &Container, created: bool) -> Result<()> {
     kill(container)?;
     // Where that fails, cgroups are left, and the state is how they are found again.
     container.state.cgroup.remove()?;
+    container.state.resctrl.iter().try_for_each(Groups::remove)?;
     container.forget()?;
     if created {
         let state = container.state.for_hooks(Status::Stopped, None);

@@ -23,7 +23,13 @@ pub fn run(global: &Global, id: &str, interval: Duration, once: bool) -> Result<
     if matches!(container.status()?, Status::Stopped | Status::Creating) {
         return Err(Error::new(format!("container with id {id} is not running")));
     }
-    let stats = || json!({ "type": "stats", "id": id, "data": container.state.cgroup.stats() });
+    let stats = || {
+        let mut data = container.state.cgroup.stats();
+        if let Some(groups) = &container.state.resctrl {
+            data["intel_rdt"] = groups.stats();
+        }
+        json!({ "type": "stats", "id": id, "data": data })
+    };
     if once {
         return print(&stats());
     }

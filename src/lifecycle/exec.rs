@@ -164,6 +164,7 @@ fn begin(
     options: &Options,
 ) -> Result<Option<Foreground>> {
     prepare_process(child.pid, plan, cgroup)?;
+    container.state.resctrl.iter().try_for_each(|groups| groups.enter(child.pid))?;
     if let [_, Some(last)] = &plan.affinity {
         set_affinity(child.pid, last)?;
     }

@@ -4,6 +4,7 @@ use super::Global;
 use crate::config::resources_of;
 use crate::container::{Container, Status};
 use crate::error::{Error, Pointer, Result};
+use crate::resctrl;
 use serde_json::{Map, Value};
 use std::io::Read;
 use std::path::Path;
@@ -24,9 +25,16 @@ pub struct Change {
     pub number: bool,
 }
 
-/// The command. With `resources`, a file or `-`, the changes are those in it.
-pub fn run(global: &Global, id: &str, resources: Option<&Path>, changes: &[Change]) -> Result<()> {
-    let container = Container::load(&global.store, id)?;
+/// The command. With `resources`, a file or `-`, the changes are those in it. `schemata` are lines for
+/// the container's group of the resctrl file system.
+pub fn run(
+    global: &Global,
+    id: &str,
+    resources: Option<&Path>,
+    changes: &[Change],
+    schemata: &[String],
+) -> Result<()> {
+    let mut container = Container::load(&global.store, id)?;
     match container.status()? {
         Status::Running | Status::Created | Status::Paused => {}
         Status::Stopped | Status::Creating => return Err(Error::new("container not running")),
@@ -36,7 +44,23 @@ pub fn run(global: &Global, id: &str, resources: Option<&Path>, changes: &[Chang
         None => as_json(changes)?.into_bytes(),
     };
     let resources = resources_of(&text).map_err(|error| error.prefix("cannot read the resources"))?;
+    if !schemata.is_empty() {
+        update_schemata(&mut container, schemata)?;
+    }
     container.state.cgroup.update(&resources, &Pointer::to(""))
+}
+
+/// Changes the container's group, or makes it one.
+fn update_schemata(container: &mut Container, schemata: &[String]) -> Result<()> {
+    if container.state.resctrl.is_none() {
+        let root = resctrl::mount_point()?;
+        let root = root.ok_or_else(|| Error::new("Intel RDT: there is no mounted resctrl file system"))?;
+        let pids = container.state.cgroup.processes()?;
+        container.state.resctrl = Some(resctrl::Plan::own(&container.state.id).apply_in(&root, &pids)?);
+        container.save_init()?;
+    }
+    let groups = container.state.resctrl.iter();
+    groups.flat_map(|groups| schemata.iter().map(move |line| groups.write_schema(line))).collect()
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

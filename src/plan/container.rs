@@ -6,6 +6,7 @@ use crate::config::{Config, list};
 use crate::container::spec_state;
 use crate::error::{Error, Pointer, Result};
 use crate::host::Host;
+use crate::resctrl;
 use crate::steps::WaitForRuntime;
 use crate::steps::capabilities::{BoundingSet, Capabilities};
 use crate::steps::cgroup_mount::{self, CgroupMount};
@@ -167,6 +168,7 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
         trees: trees::plan(spec, &config.bundle, user_namespace && host.may_mount()),
         net_devices: linux.map(net_devices::plan).unwrap_or_default(),
         cgroup: Some(cgroup),
+        resctrl: linux.and_then(|linux| resctrl::Plan::new(linux, &request.id)),
         namespaces,
         ignored_signals: host.ignored_signals.clone(),
         limits: Vec::new(),

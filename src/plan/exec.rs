@@ -48,6 +48,7 @@ pub fn exec(request: &ExecRequest<'_>, host: &Host) -> Result<Plan> {
     let mut plan = Plan {
         namespaces: Namespaces { new: CloneFlags::empty(), joined: Vec::new(), maps: None },
         cgroup: None,
+        resctrl: None,
         trees: Vec::new(),
         net_devices: Vec::new(),
         ignored_signals: host.ignored_signals.clone(),

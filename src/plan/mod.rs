@@ -12,6 +12,7 @@ pub use namespaces::{IdMaps, Namespaces, flag as namespace_flag, name as namespa
 
 use crate::cgroup;
 use crate::error::{Error, Pointer, Result};
+use crate::resctrl;
 use crate::steps::limits::Limit;
 use crate::steps::net_devices::NetDevice;
 use crate::steps::program::Program;
@@ -25,6 +26,8 @@ pub struct Plan {
     pub namespaces: Namespaces,
     /// The container's cgroups; None for `exec`, which enters those that are there.
     pub cgroup: Option<cgroup::Plan>,
+    /// Its groups of the resctrl file system.
+    pub resctrl: Option<resctrl::Plan>,
     /// Mounts that the runtime opens.
     pub trees: Vec<Tree>,
     /// Network devices that the runtime moves to the container.
@@ -76,6 +79,9 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(cgroup) = &self.cgroup {
             write!(f, "{cgroup}")?;
+        }
+        if let Some(resctrl) = &self.resctrl {
+            write!(f, "{resctrl}")?;
         }
         write!(f, "{}", self.namespaces)?;
         self.net_devices.iter().try_for_each(|device| writeln!(f, "{device}"))?;
