@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::lifecycle::{self, Global, create, exec, run};
 use crate::log;
 use crate::sys::identity;
+use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, FromArgMatches};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -48,7 +49,11 @@ pub fn run(arguments: Vec<OsString>) -> Result<Done> {
     let Some(command) = cli.command else {
         return Ok(Cli::command().render_help().to_string().into());
     };
+    let given = cli.root.is_some();
     let store = Store::new(cli.root.unwrap_or_else(default_root));
+    if given && matches!(command, Command::List(_)) {
+        store.check_exists()?;
+    }
     let flag = if cli.systemd_cgroup { Manager::Systemd } else { Manager::Cgroupfs };
     execute(&Global { store, cgroup_manager: cli.cgroup_manager.unwrap_or(flag) }, command)
 }
@@ -124,6 +129,11 @@ fn usage(error: &clap::Error) -> Error {
     let text = error.to_string();
     let text =
         text.trim().strip_prefix("error: ").unwrap_or(&text).lines().next().unwrap_or_default().to_owned();
+    if let (ErrorKind::InvalidSubcommand, Some(name)) =
+        (error.kind(), error.get(ContextKind::InvalidSubcommand))
+    {
+        return Error::new(format!("No help topic for '{name}': {text}")).hint("see damda --help");
+    }
     Error::new(text).hint("see damda --help")
 }
 

@@ -6,6 +6,8 @@
 //! ```text
 //!   runtime                                init
 //!      │ ── Go ────────────────────────────► │  ids are mapped, the cgroup is entered
+//!      │ ◄────────────────────── IdMapPlease │  for a mount that only the container can open
+//!      │ ── IdMapped ──────────────────────► │
 //!      │ ◄────────────────────── HooksPlease │  mounts are made, the root isn't changed yet
 //!      │ ── HooksDone ─────────────────────► │  prestart and createRuntime hooks have run
 //!      │ ◄──────────────────────────── Ready │  `create` is done
@@ -33,6 +35,16 @@ pub enum Message {
     HooksPlease,
     /// They have run.
     HooksDone,
+    /// A mount of the container's own, this descriptor of init's, is to have the id mapping of entry
+    /// `index` of `/mounts`.
+    IdMapPlease {
+        /// The entry.
+        index: usize,
+        /// The descriptor.
+        fd: i32,
+    },
+    /// It has it.
+    IdMapped,
     /// All that `create` does is done.
     Ready,
     /// Run the program.
@@ -54,6 +66,8 @@ impl Message {
             Message::Go => (b'G', String::new()),
             Message::HooksPlease => (b'h', String::new()),
             Message::HooksDone => (b'H', String::new()),
+            Message::IdMapPlease { index, fd } => (b'm', format!("{index} {fd}")),
+            Message::IdMapped => (b'M', String::new()),
             Message::Ready => (b'R', String::new()),
             Message::Start => (b'S', String::new()),
             Message::SeccompListener(fd) => (b'l', fd.to_string()),
@@ -73,6 +87,11 @@ impl Message {
             b'G' => Message::Go,
             b'h' => Message::HooksPlease,
             b'H' => Message::HooksDone,
+            b'm' => {
+                let (index, fd) = text.split_once(' ')?;
+                Message::IdMapPlease { index: index.parse().ok()?, fd: fd.parse().ok()? }
+            }
+            b'M' => Message::IdMapped,
             b'R' => Message::Ready,
             b'S' => Message::Start,
             b'l' => Message::SeccompListener(text.parse().ok()?),
@@ -167,6 +186,8 @@ mod tests {
             Message::Go,
             Message::HooksPlease,
             Message::HooksDone,
+            Message::IdMapPlease { index: 3, fd: 9 },
+            Message::IdMapped,
             Message::Ready,
             Message::Start,
             Message::SeccompListener(7),

@@ -248,6 +248,11 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Whether one of the directories is of this v1 controller.
+    pub fn has(&self, controller: &str) -> bool {
+        self.directories.iter().any(|directory| directory.has(controller))
+    }
+
     /// The cgroup `path` below this one, for `exec --cgroup` ([controllers:]path).
     pub fn below(&self, controllers: Option<&str>, path: &Path) -> Self {
         let mut below = self.clone();

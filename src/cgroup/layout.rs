@@ -38,7 +38,11 @@ impl Hierarchy {
 
     /// The name of that directory.
     pub fn directory(&self) -> &str {
-        self.controllers.strip_prefix("name=").unwrap_or(&self.controllers)
+        match self.controllers.as_str() {
+            // The v2 hierarchy of a hybrid host.
+            "" => "unified",
+            controllers => controllers.strip_prefix("name=").unwrap_or(controllers),
+        }
     }
 }
 
@@ -69,10 +73,7 @@ impl Layout {
                 Ok(Layout::Unified { own: own.map_or("/".into(), |(_, own)| own) })
             }
             TMPFS_MAGIC => Ok(Layout::Legacy(
-                lines
-                    .filter(|(controllers, _)| !controllers.is_empty())
-                    .map(|(controllers, own)| Hierarchy { controllers: controllers.into(), own })
-                    .collect(),
+                lines.map(|(controllers, own)| Hierarchy { controllers: controllers.into(), own }).collect(),
             )),
             _ => Err(Error::new(format!("no cgroup file system at {ROOT}"))
                 .hint("mount cgroup2 there, or run with a cgroup mount namespace of the host")),
@@ -106,7 +107,8 @@ mod tests {
             seen,
             [
                 (PathBuf::from("/sys/fs/cgroup/cpu,cpuacct"), "/a"),
-                (PathBuf::from("/sys/fs/cgroup/systemd"), "/user/b:c")
+                (PathBuf::from("/sys/fs/cgroup/systemd"), "/user/b:c"),
+                (PathBuf::from("/sys/fs/cgroup/unified"), "/")
             ]
         );
     }

@@ -41,7 +41,7 @@ pub(super) fn writes(resources: &LinuxResources, at: &Pointer) -> Result<Vec<(Po
         }
     }
     match resources.unified().as_ref().is_some_and(|unified| !unified.is_empty()) {
-        true => Err(Error::new("these are files of cgroup v2, and the host has v1")
+        true => Err(Error::new("invalid configuration: these are files of cgroup v2, and the host has v1")
             .at(at.key("unified"))
             .hint("boot it with systemd.unified_cgroup_hierarchy=1")),
         false => Ok(writes),

@@ -3,17 +3,21 @@
 
 use crate::cgroup::Manager;
 use crate::lifecycle::list::Format as ListFormat;
-use crate::lifecycle::update::Change;
+use crate::lifecycle::update::{Change, Kind};
 use crate::lifecycle::{create, exec};
 use crate::log;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
+
+/// As runc's begins, which people and tests look at.
+const HELP: &str = "NAME:\n   {usage} - {about}\n\n{all-args}{after-help}";
 
 /// Open Container Initiative runtime
 #[derive(Debug, Parser)]
 #[command(
     name = "damda",
     args_override_self = true,
+    help_template = HELP,
     disable_version_flag = true,
     disable_help_subcommand = true,
     subcommand_required = false
@@ -98,11 +102,11 @@ pub enum Command {
 }
 
 #[derive(Debug, Args)]
-#[command(args_override_self = true)]
+#[command(args_override_self = true, help_template = HELP)]
 pub struct Nothing {}
 
 #[derive(Debug, Args)]
-#[command(args_override_self = true)]
+#[command(args_override_self = true, help_template = HELP)]
 pub struct Id {
     /// the container's id
     #[arg(value_name = "CONTAINER-ID")]
@@ -110,7 +114,7 @@ pub struct Id {
 }
 
 #[derive(Debug, Args)]
-#[command(args_override_self = true)]
+#[command(args_override_self = true, help_template = HELP)]
 pub struct Bundle {
     /// the bundle directory
     #[arg(short, long, value_name = "DIR", default_value = ".")]
@@ -118,7 +122,7 @@ pub struct Bundle {
 }
 
 #[derive(Debug, Args)]
-#[command(args_override_self = true)]
+#[command(args_override_self = true, help_template = HELP)]
 pub struct Create {
     /// the bundle directory
     #[arg(short, long, value_name = "DIR", default_value = ".")]
@@ -147,7 +151,7 @@ pub struct Create {
 }
 
 #[derive(Debug, Args)]
-#[command(args_override_self = true)]
+#[command(args_override_self = true, help_template = HELP)]
 pub struct Run {
     /// leave the container when its program runs
     #[arg(short, long)]
@@ -163,7 +167,7 @@ pub struct Run {
 }
 
 #[derive(Debug, Args)]
-#[command(args_override_self = true)]
+#[command(args_override_self = true, help_template = HELP)]
 pub struct Delete {
     /// kill the container if it runs, and remove it even if its state is damaged or missing
     #[arg(short, long)]
@@ -174,7 +178,7 @@ pub struct Delete {
 }
 
 #[derive(Debug, Args)]
-#[command(args_override_self = true)]
+#[command(args_override_self = true, help_template = HELP)]
 pub struct Events {
     /// how often what it uses is printed, such as 5s or 500ms
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
@@ -188,7 +192,7 @@ pub struct Events {
 }
 
 #[derive(Debug, Args)]
-#[command(args_override_self = true)]
+#[command(args_override_self = true, help_template = HELP)]
 pub struct Kill {
     /// send the signal to all processes of the container
     #[arg(short, long)]
@@ -202,7 +206,7 @@ pub struct Kill {
 }
 
 #[derive(Debug, Args)]
-#[command(args_override_self = true)]
+#[command(args_override_self = true, help_template = HELP)]
 pub struct List {
     /// the form of the output
     #[arg(short, long, value_enum, default_value = "table")]
@@ -213,7 +217,7 @@ pub struct List {
 }
 
 #[derive(Debug, Args)]
-#[command(args_override_self = true)]
+#[command(args_override_self = true, help_template = HELP)]
 pub struct Ps {
     /// the form of the output
     #[arg(short, long, value_enum, default_value = "table")]
@@ -227,7 +231,7 @@ pub struct Ps {
 }
 
 #[derive(Debug, Args)]
-#[command(args_override_self = true)]
+#[command(args_override_self = true, help_template = HELP)]
 pub struct Spec {
     /// directory to write config.json to
     #[arg(short, long, value_name = "DIR", default_value = ".")]
@@ -238,7 +242,7 @@ pub struct Spec {
 }
 
 #[derive(Debug, Args)]
-#[command(args_override_self = true)]
+#[command(args_override_self = true, help_template = HELP)]
 pub struct Update {
     /// file with the limits as in linux.resources, or - for stdin; other options are ignored then
     #[arg(short, long, value_name = "FILE")]
@@ -273,7 +277,7 @@ pub struct Update {
     /// memory nodes, such as 0-1
     #[arg(long, value_name = "LIST")]
     pub cpuset_mems: Option<String>,
-    /// memory, in bytes
+    /// memory, in bytes, or with a unit: 64M
     #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
     pub memory: Option<String>,
     /// memory that is reserved, in bytes
@@ -314,22 +318,25 @@ impl Update {
             ("cpu", "realtimePeriod", &self.cpu_rt_period),
             ("cpu", "realtimeRuntime", &self.cpu_rt_runtime),
             ("cpu", "idle", &self.cpu_idle),
+            ("pids", "limit", &self.pids_limit),
+        ];
+        let sizes = [
             ("memory", "limit", &self.memory),
             ("memory", "reservation", &self.memory_reservation),
             ("memory", "swap", &self.memory_swap),
-            ("pids", "limit", &self.pids_limit),
         ];
         let texts = [("cpu", "cpus", &self.cpuset_cpus), ("cpu", "mems", &self.cpuset_mems)];
-        let change = |(part, field, value): (&'static str, &'static str, &Option<String>), number| {
-            Some(Change { part, field, value: value.clone()?, number })
+        let change = |(part, field, value): (&'static str, &'static str, &Option<String>), kind| {
+            Some(Change { part, field, value: value.clone()?, kind })
         };
-        let numbers = numbers.into_iter().filter_map(|entry| change(entry, true));
-        numbers.chain(texts.into_iter().filter_map(|entry| change(entry, false))).collect()
+        let numbers = numbers.into_iter().filter_map(|entry| change(entry, Kind::Number));
+        let sizes = sizes.into_iter().filter_map(|entry| change(entry, Kind::Size));
+        numbers.chain(sizes).chain(texts.into_iter().filter_map(|entry| change(entry, Kind::Text))).collect()
     }
 }
 
 #[derive(Debug, Args)]
-#[command(args_override_self = true)]
+#[command(args_override_self = true, help_template = HELP)]
 pub struct Exec {
     /// file that describes the process
     #[arg(short, long, value_name = "FILE")]

@@ -154,7 +154,14 @@ fn parse_normalised<T: DeserializeOwned>(text: &[u8]) -> Result<T> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let pointer = pointer_of(error.path());
         let place = place_of::<T>(text, &pointer);
-        Error::new(format!("{}{place}", error.inner())).at(pointer)
+        let error = Error::new(format!("{}{place}", error.inner()));
+        // Words that runc's users look for.
+        let error = match pointer.as_str() {
+            "/linux/memoryPolicy" | "/linux/memoryPolicy/mode" => error.prefix("invalid memory policy mode"),
+            at if at.starts_with("/linux/memoryPolicy/flags") => error.prefix("invalid memory policy flag"),
+            _ => error,
+        };
+        error.at(pointer)
     })
 }
 

@@ -13,7 +13,13 @@ pub fn normalise(value: &mut Value) -> Vec<String> {
     drop_nulls(value);
     match value.get_mut("process") {
         Some(process) => normalise_process(process, "/process", &mut warnings),
-        None => normalise_process(value, "", &mut warnings),
+        None => {
+            // A process alone: without a user it is root, as under runc.
+            if let Some(process) = value.as_object_mut().filter(|process| process.contains_key("cwd")) {
+                process.entry("user").or_insert_with(|| serde_json::json!({ "uid": 0, "gid": 0 }));
+            }
+            normalise_process(value, "", &mut warnings);
+        }
     }
     if let Some(resources) = value.pointer_mut("/linux/resources") {
         normalise_resources(resources);
@@ -110,7 +116,8 @@ mod tests {
         let mut value =
             json!({"cwd": "/", "args": null, "execCPUAffinity": {"initial": "0 - 3, 7", "final": ""}});
         assert!(normalise(&mut value).is_empty());
-        assert_eq!(value, json!({"cwd": "/", "execCPUAffinity": {"initial": "0-3,7"}}));
+        let user = json!({"uid": 0, "gid": 0});
+        assert_eq!(value, json!({"cwd": "/", "user": user, "execCPUAffinity": {"initial": "0-3,7"}}));
     }
 
     #[test]

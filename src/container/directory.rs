@@ -61,6 +61,13 @@ impl Store {
         }
     }
 
+    /// An error where the directory doesn't exist: of a list that is empty for that reason nobody would
+    /// learn of a wrong --root.
+    pub fn check_exists(&self) -> Result<()> {
+        let exists = nix::sys::stat::stat(&self.root).call(|| format!("stat({:?})", self.root));
+        exists.map(drop).map_err(|failed| Error::from(failed).hint("see --root"))
+    }
+
     /// The ids of all containers, sorted.
     pub fn ids(&self) -> Result<Vec<String>> {
         let entries = match std::fs::read_dir(&self.root) {

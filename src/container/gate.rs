@@ -10,6 +10,9 @@ use super::Directory;
 use crate::error::Result;
 use crate::sys::Call;
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, listen, socket,
 };
@@ -32,8 +35,40 @@ pub fn make(directory: &Directory) -> Result<OwnedFd> {
     Ok(listener)
 }
 
-/// Waits at the gate for somebody to come.
-pub fn wait(gate: BorrowedFd<'_>) -> Result<OwnedFd> {
+/// What ends a process that has no handler for it: signals whose default action a first process of a
+/// pid namespace is spared by the kernel.
+const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
+
+/// What happened at the gate.
+pub enum Event {
+    /// Somebody came.
+    Visitor(OwnedFd),
+    /// A signal came that ends the wait, and the process.
+    Ended(i32),
+}
+
+/// Waits at the gate for somebody to come, or for a signal that ends a container which hasn't started.
+pub fn wait(gate: BorrowedFd<'_>) -> Result<Event> {
+    let ending: SigSet = ENDING.into_iter().collect();
+    let mut before = SigSet::empty();
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&ending), Some(&mut before))
+        .call(|| "sigprocmask(SIG_BLOCK)".into())?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let signals = SignalFd::with_flags(&ending, flags).call(|| "signalfd4".into())?;
+    let mut fds = [PollFd::new(gate, PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+    while let Err(errno) = poll(&mut fds, PollTimeout::NONE) {
+        if errno != Errno::EINTR {
+            Err(errno).call(|| "poll(start.sock)".into())?;
+        }
+    }
+    if let Ok(Some(signal)) = signals.read_signal() {
+        return Ok(Event::Ended(signal.ssi_signo as i32));
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None).call(|| "sigprocmask(SIG_SETMASK)".into())?;
+    accept(gate).map(Event::Visitor)
+}
+
+fn accept(gate: BorrowedFd<'_>) -> Result<OwnedFd> {
     loop {
         match accept4(gate.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
             Err(Errno::EINTR | Errno::ECONNABORTED) => {}

@@ -49,6 +49,9 @@ pub struct State {
     /// Its groups of the resctrl file system, kept as `init` is.
     #[serde(skip)]
     pub resctrl: Option<Groups>,
+    /// The numbers of its mounts, where they are the host's; kept as `init` is.
+    #[serde(skip)]
+    pub host_mounts: Vec<i32>,
     /// CLONE_NEW* of the namespaces that it has, new or joined.
     pub namespaces: i32,
     /// Whether it has a pid namespace of its own, which ends with its first process.
@@ -125,6 +128,9 @@ pub struct Made {
     /// The groups of the resctrl file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resctrl: Option<Groups>,
+    /// The mounts on the host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_mounts: Vec<i32>,
 }
 
 /// The seccomp agent (config-linux.md, "Seccomp", listenerPath).
@@ -214,6 +220,7 @@ impl Container {
             state.init = made.init;
             state.cgroup = made.cgroup;
             state.resctrl = made.resctrl;
+            state.host_mounts = made.host_mounts;
         }
         Ok(Container { directory, state })
     }
@@ -241,8 +248,8 @@ impl Container {
 
     /// Keeps which process is the first, and which cgroups turned out to be the container's.
     pub fn save_init(&self) -> Result<()> {
-        let State { init, cgroup, resctrl, .. } = self.state.clone();
-        self.directory.write(INIT, &json(&Made { init, cgroup, resctrl })?)
+        let State { init, cgroup, resctrl, host_mounts, .. } = self.state.clone();
+        self.directory.write(INIT, &json(&Made { init, cgroup, resctrl, host_mounts })?)
     }
 
     /// Removes all that is kept of it.

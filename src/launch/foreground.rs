@@ -9,7 +9,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::termios::{self, SetArg, Termios};
+use nix::sys::termios::{self, OutputFlags, SetArg, Termios};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, read, write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -170,10 +170,16 @@ impl Relay {
         if let Some(before) = &before {
             let mut raw = before.clone();
             termios::cfmakeraw(&mut raw);
+            // Line ends are this terminal's business, and not the container's: see below.
+            raw.output_flags |= OutputFlags::OPOST;
             termios::tcsetattr(stdin, SetArg::TCSANOW, &raw)
                 .call(|| "tcsetattr(0)".into())
                 .doing(|| "cannot set the terminal to raw mode".into())?;
         }
+        // Where the output is no terminal, but a file or a pipe, lines end as programs write them.
+        let mut theirs = termios::tcgetattr(&master).call(|| "tcgetattr(terminal)".into())?;
+        theirs.output_flags.remove(OutputFlags::ONLCR);
+        termios::tcsetattr(&master, SetArg::TCSANOW, &theirs).call(|| "tcsetattr(terminal)".into())?;
         // What it doesn't take at once it takes later; output is read meanwhile.
         fcntl(&master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).call(|| "fcntl(F_SETFL, O_NONBLOCK)".into())?;
         let relay = Relay { master, before, pending: Vec::new(), input_open: true, output_open: true };

@@ -105,7 +105,11 @@ fn make(plan: &Plan, start: Start, first: RawFd, init: &mut Init) -> Error {
 /// Waits for somebody who says `Start`; one who only looks whether it still waits says nothing.
 fn wait_at(gate: &OwnedFd) -> Result<Link> {
     loop {
-        let link = Link::over(gate::wait(gate.as_fd())?);
+        let link = match gate::wait(gate.as_fd())? {
+            gate::Event::Visitor(socket) => Link::over(socket),
+            // As a shell has it for a program that was ended so.
+            gate::Event::Ended(signal) => exit(128 + signal),
+        };
         if link.expect(&Message::Start)? {
             return Ok(link);
         }

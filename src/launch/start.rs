@@ -67,6 +67,6 @@ pub fn send_listener(
         Ok(socket::send(socket.as_fd(), message.to_string().as_bytes(), Some(listener.as_fd()))?)
     };
     send()
-        .doing(|| "cannot send the seccomp listener to its agent".into())
+        .doing(|| "failed to connect with seccomp agent, which is to be sent the listener".into())
         .at(&Pointer::to("/linux/seccomp/listenerPath"))
 }

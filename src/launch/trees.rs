@@ -11,13 +11,13 @@ use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sched::CloneFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::waitpid;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// Opens each as a detached mount: (index in `/mounts`, mount).
 pub fn open(trees: &[Tree]) -> Result<Vec<(usize, OwnedFd)>> {
     let mut opened = Vec::with_capacity(trees.len());
-    for tree in trees {
+    for tree in trees.iter().filter(|tree| !tree.late) {
         let at = Pointer::to("/mounts").index(tree.index);
         let mount = open_one(tree).doing(|| format!("error mounting {:?}", tree.path)).at(&at)?;
         opened.push((tree.index, mount));
@@ -30,6 +30,12 @@ fn open_one(tree: &Tree) -> Result<OwnedFd> {
     // It is a copy of one of the host's own, and what is mounted in it would appear there.
     let slave = MountAttr { propagation: libc::MS_SLAVE, ..MountAttr::default() };
     mount::set_attributes(mount.as_fd(), Depth::Tree, &slave)?;
+    map(tree, mount.as_fd())?;
+    Ok(mount)
+}
+
+/// Gives a mount its id mapping, if it is to have one.
+pub fn map(tree: &Tree, mount: BorrowedFd<'_>) -> Result<()> {
     if let Some(idmap) = &tree.idmap {
         let namespace = match &idmap.mapping {
             Mapping::Ids { uids, gids } => {
@@ -42,10 +48,10 @@ fn open_one(tree: &Tree) -> Result<OwnedFd> {
             userns_fd: std::os::fd::AsRawFd::as_raw_fd(&namespace) as u64,
             ..MountAttr::default()
         };
-        mount::set_attributes(mount.as_fd(), idmap.depth, &attr)
+        mount::set_attributes(mount, idmap.depth, &attr)
             .map_err(|failed| Error::from(failed).hint("the file system may not support id-mapped mounts"))?;
     }
-    Ok(mount)
+    Ok(())
 }
 
 /// A user namespace with these maps, which lives in its descriptor: a process makes it and goes.

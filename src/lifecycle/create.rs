@@ -1,7 +1,7 @@
 //! `create`: the container's environment is made, and its first process waits for `start`
 //! (runtime.md, "Create").
 
-use super::{Global, connect_to, delete, send_pidfd, write_pid_file};
+use super::{Global, connect_to, delete, host_mounts, send_pidfd, write_pid_file};
 use crate::cgroup::{self, Cgroup, Manager};
 use crate::config::{Config, SPEC_VERSION, sysctl_namespace, sysctl_path};
 use crate::container::{Container, Init, Listener, State, Status, gate};
@@ -17,13 +17,16 @@ use crate::plan::{self, Plan, Request};
 use crate::steps::hooks::{self, Kind};
 use crate::steps::net_devices;
 use crate::steps::rootfs::check_directory;
+use crate::steps::trees::Tree;
+use crate::sys::process::pidfd_getfd;
+use crate::sys::scheduling::set_affinity;
 use crate::sys::{Call, file, identity};
 use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sched::CloneFlags;
 use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::Pid;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -107,7 +110,8 @@ pub fn create(global: &Global, options: &Options, config: &Config, mode: Mode) -
     let plan = plan::create(config, &Host::probe()?, &request)?;
     let directory = global.store.claim(&options.id)?;
     let state = describe(config, &plan, &options.id);
-    let mut attempt = Attempt { container: Container { directory, state }, child: None };
+    let hosts = host_mounts::are_made(config).then(|| host_mounts::below(&config.rootfs())).transpose()?;
+    let mut attempt = Attempt { container: Container { directory, state }, child: None, hosts };
     match attempt.make(config, plan, options, kept.listen + kept.preserved, mode) {
         Ok((link, terminal, signals)) => {
             let child = attempt.child.ok_or_else(|| Error::new("the container has no process"))?;
@@ -115,6 +119,9 @@ pub fn create(global: &Global, options: &Options, config: &Config, mode: Mode) -
             Ok(Created { container: attempt.container, child, link, terminal, waits, signals })
         }
         Err(error) => {
+            if let Err(other) = attempt.note_host_mounts() {
+                crate::log::warning(&other.to_string());
+            }
             undo(&attempt.container, attempt.child.as_ref());
             Err(error)
         }
@@ -204,6 +211,7 @@ fn describe(config: &Config, plan: &Plan, id: &str) -> State {
             .collect(),
         init: None,
         resctrl: None,
+        host_mounts: Vec::new(),
         cgroup: plan.cgroup.as_ref().map(Cgroup::planned).unwrap_or_default(),
         namespaces: namespaces.bits(),
         own_pid_namespace: plan.namespaces.new.contains(CloneFlags::CLONE_NEWPID),
@@ -218,9 +226,20 @@ fn describe(config: &Config, plan: &Plan, id: &str) -> State {
 struct Attempt {
     container: Container,
     child: Option<Child>,
+    /// The mounts below its root on the host, before: where its own will be the host's.
+    hosts: Option<Vec<i32>>,
 }
 
 impl Attempt {
+    /// Keeps which mounts of the host's are the container's.
+    fn note_host_mounts(&mut self) -> Result<()> {
+        if let Some(before) = &self.hosts {
+            self.container.state.host_mounts = host_mounts::new_below(&self.container.state.rootfs, before)?;
+            self.container.save_init()?;
+        }
+        Ok(())
+    }
+
     fn make(
         &mut self,
         config: &Config,
@@ -302,10 +321,12 @@ impl Attempt {
         let signals = (mode == Mode::Foreground).then(take_signals).transpose()?;
         link.send(&Message::Go)?;
         file::close_left();
-        until_ready(&link, container, config, child.pid)?;
+        let (pid, pidfd) = (child.pid, child.pidfd.as_fd());
+        until_ready(&link, container, config, &plan.trees, (pid, pidfd))?;
         if let Some(path) = &options.pidfd_socket {
-            send_pidfd(path, "standard", child.pidfd.as_fd())?;
+            send_pidfd(path, "standard", pidfd)?;
         }
+        self.note_host_mounts()?;
         Ok((link, terminal, signals))
     }
 }
@@ -357,12 +378,21 @@ fn network_of(pid: Pid) -> Result<OwnedFd> {
     Ok(file::open(AT_FDCWD, Path::new(&path), OFlag::O_RDONLY)?)
 }
 
+/// More CPUs than any kernel is built for.
+const MOST_CPUS: usize = 8192;
+
 /// Does to the new process what it can't do itself.
 pub fn prepare_process(pid: Pid, plan: &Plan, cgroup: &Cgroup) -> Result<()> {
     if let Some(maps) = &plan.namespaces.maps {
         idmap::write(pid, maps)?;
     }
     cgroup.enter(pid).map_err(|error| error.at(Pointer::to("/linux/cgroupsPath")))?;
+    if plan.affinity == [None, None] {
+        // The caller's own is none of the container's business: its cgroup says which CPUs it may have.
+        if let Err(failed) = set_affinity(pid, &[u64::MAX; MOST_CPUS / 64]) {
+            crate::log::debug(|| failed.to_string());
+        }
+    }
     plan.limits.iter().try_for_each(|limit| limit.allow(pid))?;
     if let Some(value) = plan.oom_score_adj {
         let path = format!("/proc/{pid}/oom_score_adj");
@@ -380,7 +410,13 @@ pub fn prepare_process(pid: Pid, plan: &Plan, cgroup: &Cgroup) -> Result<()> {
 }
 
 /// Answers what the first process asks for until it says that it is ready.
-fn until_ready(link: &Link, container: &Container, config: &Config, pid: Pid) -> Result<()> {
+fn until_ready(
+    link: &Link,
+    container: &Container,
+    config: &Config,
+    trees: &[Tree],
+    (pid, pidfd): (Pid, BorrowedFd<'_>),
+) -> Result<()> {
     loop {
         match link.receive()? {
             Some(Message::Ready) => return Ok(()),
@@ -390,6 +426,12 @@ fn until_ready(link: &Link, container: &Container, config: &Config, pid: Pid) ->
                     hooks::run(kind, kind.of(config.spec.hooks()), &state, &config.bundle)?;
                 }
                 link.send(&Message::HooksDone)?;
+            }
+            Some(Message::IdMapPlease { index, fd }) => {
+                let tree = trees.iter().find(|tree| tree.index == index);
+                let tree = tree.ok_or_else(|| Error::new("unexpected message: no such mount"))?;
+                trees::map(tree, pidfd_getfd(pidfd, fd)?.as_fd())?;
+                link.send(&Message::IdMapped)?;
             }
             Some(Message::Failed(text)) => return Err(Error::new(text)),
             Some(other) => return Err(Error::new(format!("unexpected message {other:?}"))),

@@ -1,6 +1,6 @@
 //! `delete`: what `create` made is taken back (runtime.md, "Delete").
 
-use super::Global;
+use super::{Global, host_mounts};
 use crate::cgroup::Cgroup;
 use crate::container::{Container, Init, Status};
 use crate::error::{Error, Result};
@@ -60,6 +60,7 @@ pub fn destroy(container: &Container, created: bool) -> Result<()> {
     // Where that fails, cgroups are left, and the state is how they are found again.
     container.state.cgroup.remove()?;
     container.state.resctrl.iter().try_for_each(Groups::remove)?;
+    host_mounts::unmount(&container.state.rootfs, &container.state.host_mounts)?;
     container.forget()?;
     if created {
         let state = container.state.for_hooks(Status::Stopped, None);

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ pub fn run(global: &Global, id: &str, interval: Duration, once: bool) -> Result<
         if let Some(groups) = &container.state.resctrl {
             data["intel_rdt"] = groups.stats();
         }
-        json!({ "type": "stats", "id": id, "data": data })
+        event("stats", id, Some(&data))
     };
     if once {
         return print(&stats());
@@ -56,7 +56,7 @@ pub fn run(global: &Global, id: &str, interval: Duration, once: bool) -> Result<
         let now = container.state.cgroup.oom_kills();
         let times = notice.take().unwrap_or(now.saturating_sub(kills));
         for _ in 0..times {
-            print(&json!({ "type": "oom", "id": id }))?;
+            print(&event("oom", id, None))?;
         }
         kills = kills.max(now);
         if Instant::now() >= next {
@@ -66,7 +66,13 @@ pub fn run(global: &Global, id: &str, interval: Duration, once: bool) -> Result<
     }
 }
 
-fn print(event: &Value) -> Result<()> {
+/// A line of the output. In this order: there are readers who look at its beginning alone.
+fn event(kind: &str, id: &str, data: Option<&Value>) -> String {
+    let data = data.map(|data| format!(",\"data\":{data}")).unwrap_or_default();
+    format!("{{\"type\":\"{kind}\",\"id\":{}{data}}}", Value::from(id))
+}
+
+fn print(event: &str) -> Result<()> {
     let mut out = std::io::stdout();
     let written = writeln!(out, "{event}").and_then(|()| out.flush());
     Ok(written.call(|| "write(stdout)".into())?)

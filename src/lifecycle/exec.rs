@@ -95,6 +95,9 @@ pub fn run(global: &Global, options: &Options) -> Result<i32> {
     let target = init.pidfd()?.ok_or_else(stopped)?;
     if let [Some(initial), _] = &plan.affinity {
         set_affinity(Pid::from_raw(0), initial)?;
+        // runc's words, which are looked for.
+        let mask = initial.iter().rev().fold(0u128, |mask, word| mask << 64 | u128::from(*word));
+        crate::log::debug(|| format!("nsexec: affinity: {mask:#x}"));
     }
     if let Some(value) = plan.oom_score_adj.filter(|_| !identity::user().is_root()) {
         // Inherited by the process, whose own file is root's once it is closed to tracers.
@@ -294,13 +297,20 @@ fn sub_cgroup(cgroup: &Cgroup, options: &[String]) -> Result<Cgroup> {
             .components()
             .any(|part| !matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir))
         {
-            return Err(Error::new(format!("--cgroup {option:?} leads out of the container's cgroup")));
+            let error =
+                format!("--cgroup {option:?}: bad sub cgroup path: it leads out of the container's cgroup");
+            return Err(Error::new(error));
+        }
+        if let Some(unknown) = controllers.and_then(|list| list.split(',').find(|one| !below.has(one))) {
+            let error = format!("--cgroup {option:?}: unknown controller {unknown:?}");
+            return Err(Error::new(error).hint("the container has no cgroup of that one"));
         }
         below = below.below(controllers, Path::new(path));
     }
     let missing = below.directories().find(|(_, path)| !options.is_empty() && !path.is_dir());
     if let Some((_, path)) = missing {
-        return Err(Error::new(format!("--cgroup: {path:?}: no such file or directory")));
+        let error = format!("--cgroup: adding pid to cgroup {path:?}: no such file or directory");
+        return Err(Error::new(error));
     }
     Ok(below)
 }

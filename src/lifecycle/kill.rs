@@ -11,8 +11,11 @@ pub fn run(global: &Global, id: &str, signal: &str, all: bool) -> Result<()> {
     let container = Container::load(&global.store, id)?;
     let number = signal_number(signal)?;
     let not_running = || Error::new("container not running");
+    let fatal = number == Signal::SIGKILL as i32;
+    // Without a pid namespace of its own, the others don't end with the first process.
+    let all = all || (fatal && !container.state.own_pid_namespace);
     match container.status()? {
-        // What its first process left behind, where it has no pid namespace of its own.
+        // What its first process left behind.
         Status::Stopped if all => return container.state.cgroup.signal_all(number),
         Status::Stopped => return Err(not_running()),
         // It is neither created nor running (runtime.md, "Kill").
@@ -21,11 +24,9 @@ pub fn run(global: &Global, id: &str, signal: &str, all: bool) -> Result<()> {
         }
         Status::Created | Status::Running | Status::Paused => {}
     }
-    let fatal = number == Signal::SIGKILL as i32;
-    if all || (fatal && !container.state.own_pid_namespace) {
+    if all {
         container.state.cgroup.signal_all(number)?;
-    }
-    if !all && !container.signal_init(number)? {
+    } else if !container.signal_init(number)? {
         return Err(not_running());
     }
     if fatal {

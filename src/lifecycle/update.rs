@@ -21,8 +21,19 @@ pub struct Change {
     pub field: &'static str,
     /// The value, as it is written on the command line.
     pub value: String,
-    /// Whether it is a number.
-    pub number: bool,
+    /// How it is written.
+    pub kind: Kind,
+}
+
+/// How a limit is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// As it is.
+    Text,
+    /// As a number.
+    Number,
+    /// As a number of bytes, with or without a unit.
+    Size,
 }
 
 /// The command. With `resources`, a file or `-`, the changes are those in it. `schemata` are lines for
@@ -77,19 +88,38 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 fn as_json(changes: &[Change]) -> Result<String> {
     let mut parts: Map<String, Value> = Map::new();
     for change in changes {
-        let value = match change.number {
-            true => {
-                let number: i64 = change.value.parse().map_err(|_| {
-                    Error::new(format!("{:?} is not a number", change.value))
-                        .at(Pointer::to("").key(change.part).key(change.field))
-                })?;
-                Value::from(number)
+        let number = match change.kind {
+            Kind::Text => None,
+            Kind::Number => Some(change.value.parse().ok()),
+            Kind::Size => Some(bytes(&change.value)),
+        };
+        let value = match number {
+            None => Value::from(change.value.clone()),
+            // No more than there is: a limit of 0 means not to change it, from engines.
+            Some(Some(0)) if change.part == "pids" => Value::from(1),
+            Some(Some(number)) => Value::from(number),
+            Some(None) => {
+                return Err(Error::new(format!("{:?} is not a number", change.value))
+                    .at(Pointer::to("").key(change.part).key(change.field)));
             }
-            false => Value::from(change.value.clone()),
         };
         parts.entry(change.part).or_insert_with(|| Value::Object(Map::new()))[change.field] = value;
     }
     Ok(Value::Object(parts).to_string())
+}
+
+/// A number of bytes, with or without a unit, of which each is 1024 of the one before: `64M`, `1.5g`,
+/// `2GiB`.
+fn bytes(text: &str) -> Option<i64> {
+    if let Ok(number) = text.parse() {
+        return Some(number);
+    }
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+    let (number, unit) = (text[..end].parse::<f64>().ok()?, text[end..].trim().to_ascii_lowercase());
+    let unit = unit.strip_suffix("ib").or_else(|| unit.strip_suffix('b')).unwrap_or(&unit);
+    let power = ["", "k", "m", "g", "t", "p"].iter().position(|one| *one == unit)?;
+    let bytes = number * 1024f64.powi(power as i32);
+    (bytes < i64::MAX as f64).then_some(bytes as i64)
 }
 
 #[cfg(test)]
@@ -97,17 +127,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn sizes_have_units() {
+        for (text, expected) in
+            [("50M", 50 << 20), ("-1", -1), ("1.5g", 3 << 29), ("2GiB", 2 << 30), ("7b", 7)]
+        {
+            assert_eq!(bytes(text), Some(expected), "{text}");
+        }
+        for bad in ["", "M", "5x", "-5M", "1.2.3k", "99999999p"] {
+            assert_eq!(bytes(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
     fn options_are_a_file() {
-        let change = |part, field, value: &str, number| Change { part, field, value: value.into(), number };
+        let change = |part, field, value: &str, kind| Change { part, field, value: value.into(), kind };
         let changes = [
-            change("memory", "limit", "100", true),
-            change("memory", "swap", "-1", true),
-            change("cpu", "cpus", "0-1", false),
+            change("memory", "limit", "100", Kind::Size),
+            change("memory", "swap", "-1", Kind::Number),
+            change("cpu", "cpus", "0-1", Kind::Text),
         ];
         assert_eq!(
             as_json(&changes).as_deref(),
             Ok(r#"{"cpu":{"cpus":"0-1"},"memory":{"limit":100,"swap":-1}}"#)
         );
-        assert!(as_json(&[change("cpu", "quota", "much", true)]).is_err());
+        assert!(as_json(&[change("cpu", "quota", "much", Kind::Number)]).is_err());
     }
 }

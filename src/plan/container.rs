@@ -191,20 +191,19 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
     Ok(plan)
 }
 
-/// What would be done to the host's mounts, in a container that has none of its own.
+/// In a container without a mount namespace its mounts are made below its root on the host, and taken
+/// back when it is deleted; but the host's file system itself isn't made read-only.
 fn check_mount_namespace(spec: &Spec, namespaces: &Namespaces) -> Result<()> {
     if namespaces.has(CloneFlags::CLONE_NEWNS) {
         return Ok(());
     }
-    let readonly = spec.root().as_ref().and_then(|root| root.readonly()) == Some(true);
-    let fields = [("/mounts", !list(spec.mounts()).is_empty()), ("/root/readonly", readonly)];
-    match fields.into_iter().find(|(_, set)| *set) {
-        None => Ok(()),
-        Some((field, _)) => {
+    match spec.root().as_ref().and_then(|root| root.readonly()) {
+        Some(true) => {
             Err(Error::new("it would change the host's mounts: the container has no mount namespace")
-                .at(Pointer::to(field))
+                .at(Pointer::to("/root/readonly"))
                 .hint("add {\"type\": \"mount\"} to /linux/namespaces"))
         }
+        _ => Ok(()),
     }
 }
 
@@ -307,6 +306,9 @@ pub(super) fn add_process(
         Some(seccomp) => crate::seccomp::compile(seccomp)?,
         None => None,
     };
+    if let Some(filter) = &filter {
+        crate::log::debug(|| format!("seccomp filter flags: {}", filter.flags));
+    }
     let seccomp = filter.map(|filter| LoadSeccomp { filter, privileged: !no_new_privileges });
     let seccomp_at = Pointer::to("/linux/seccomp");
     // Without no_new_privs only an administrator may load a filter, so it comes before the
@@ -347,5 +349,9 @@ fn add_hooks(steps: &mut Steps, config: &Config, id: &str, kind: Kind, status: &
         config.spec.annotations().iter().flatten().map(|(key, value)| (key.clone(), value.clone()));
     let state = spec_state(id, status, &config.bundle, &annotations.collect(), None);
     let directory = (kind == Kind::CreateContainer).then(|| config.rootfs());
-    steps.add(&Pointer::to("/hooks").key(kind.name()), RunHooks { kind, hooks, state, directory });
+    // One that runs in the container has what the program has, as under runc.
+    let process = config.spec.process().as_ref().filter(|_| kind == Kind::StartContainer);
+    let environment = process.map_or(Vec::new(), |process| list(process.env()).to_vec());
+    let step = RunHooks { kind, hooks, state, directory, environment };
+    steps.add(&Pointer::to("/hooks").key(kind.name()), step);
 }

@@ -60,10 +60,21 @@ impl Capabilities {
         Capabilities {
             bounding: grant("bounding", configured.bounding()),
             sets,
-            // The kernel has no others.
-            ambient: bits(configured.ambient()) & permitted & inheritable,
+            ambient: ambient(bits(configured.ambient()), permitted & inheritable, &at),
         }
     }
+}
+
+/// The kernel lets only those be ambient that are permitted and inheritable.
+fn ambient(wanted: u64, possible: u64, at: &Pointer) -> u64 {
+    if wanted & !possible != 0 {
+        let names = names(wanted & !possible);
+        crate::log::warning(&format!(
+            "{}: can't raise ambient capability {names}: not permitted and inheritable",
+            at.key("ambient")
+        ));
+    }
+    wanted & possible
 }
 
 impl fmt::Display for Capabilities {

@@ -111,7 +111,8 @@ impl CgroupMount {
     fn mount_v1(&self, target: OwnedFd) -> Result<()> {
         let tmpfs = new_file_system(c"tmpfs", c"tmpfs", c"mode=755", 0, ATTRIBUTES)?;
         mount::attach(tmpfs.as_fd(), target.as_fd(), c"")?;
-        for hierarchy in &self.places {
+        // The v2 hierarchy of a hybrid host has no controllers that a container would look for.
+        for hierarchy in self.places.iter().filter(|place| !place.controllers.is_empty()) {
             self.mount_hierarchy(tmpfs.as_fd(), hierarchy)?;
         }
         mount::set_attributes(tmpfs.as_fd(), Depth::Tree, &self.attributes())?;

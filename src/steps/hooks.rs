@@ -78,28 +78,38 @@ impl Kind {
 
 /// Runs `hooks` one after the other, until one fails.
 pub fn run(kind: Kind, hooks: &[Hook], state: &Value, directory: &Path) -> Result<()> {
-    for index in 0..hooks.len() {
-        run_one(kind, index, hooks, state, directory)?;
-    }
-    Ok(())
+    run_with(kind, hooks, state, directory, &[])
+}
+
+/// The same; a hook without an environment of its own has `inherited`.
+fn run_with(kind: Kind, hooks: &[Hook], state: &Value, directory: &Path, inherited: &[String]) -> Result<()> {
+    (0..hooks.len()).try_for_each(|index| run_one(kind, index, hooks, state, directory, inherited))
 }
 
 /// Runs all of `hooks`; a failure is a warning (poststop hooks).
 pub fn run_all(kind: Kind, hooks: &[Hook], state: &Value, directory: &Path) {
     for index in 0..hooks.len() {
-        if let Err(error) = run_one(kind, index, hooks, state, directory) {
+        if let Err(error) = run_one(kind, index, hooks, state, directory, &[]) {
             crate::log::warning(&error.to_string());
         }
     }
 }
 
-fn run_one(kind: Kind, index: usize, hooks: &[Hook], state: &Value, directory: &Path) -> Result<()> {
-    execute(&hooks[index], state, directory)
+fn run_one(
+    kind: Kind,
+    index: usize,
+    hooks: &[Hook],
+    state: &Value,
+    directory: &Path,
+    inherited: &[String],
+) -> Result<()> {
+    execute(&hooks[index], state, directory, inherited)
         .doing(|| format!("error running {} hook #{index}", kind.name()))
         .at(&Pointer::to("/hooks").key(kind.name()).index(index))
 }
 
-fn execute(hook: &Hook, state: &Value, directory: &Path) -> Result<()> {
+fn execute(hook: &Hook, state: &Value, directory: &Path, inherited: &[String]) -> Result<()> {
+    let environment = hook.env().as_deref().unwrap_or(inherited);
     let (input, output, errors) = (memory(state.to_string().as_bytes())?, memory(b"")?, memory(b"")?);
     let copy = |file: &File| file.try_clone().call(|| "fcntl(F_DUPFD_CLOEXEC)".into());
     let args = list(hook.args());
@@ -110,7 +120,7 @@ fn execute(hook: &Hook, state: &Value, directory: &Path) -> Result<()> {
     command
         .args(args.iter().skip(1))
         .env_clear()
-        .envs(list(hook.env()).iter().filter_map(|entry| entry.split_once('=')))
+        .envs(environment.iter().filter_map(|entry| entry.split_once('=')))
         .current_dir(directory)
         .stdin(input)
         .stdout(copy(&output)?)
@@ -127,8 +137,9 @@ fn execute(hook: &Hook, state: &Value, directory: &Path) -> Result<()> {
 }
 
 fn signal_name(number: i32) -> String {
-    nix::sys::signal::Signal::try_from(number)
-        .map_or_else(|_| number.to_string(), |signal| signal.to_string())
+    // The kernel's words, as Go has them: `killed`, `bad system call`.
+    let name = crate::sys::process::signal_text(number);
+    name.map_or_else(|| number.to_string(), |name| name.to_lowercase())
 }
 
 /// A file in memory: unlike a pipe it neither fills up nor kills its writer.
@@ -182,6 +193,8 @@ pub struct RunHooks {
     pub state: Value,
     /// Where they run; None: where this process is.
     pub directory: Option<PathBuf>,
+    /// The environment of those that have none of their own.
+    pub environment: Vec<String>,
 }
 
 impl fmt::Display for RunHooks {
@@ -196,7 +209,8 @@ impl Step for RunHooks {
         let mut state = self.state.clone();
         state["pid"] = std::process::id().into();
         let own = (self.kind == Kind::CreateContainer).then(|| umask(init.umask));
-        let result = run(self.kind, &self.hooks, &state, self.directory.as_deref().unwrap_or(Path::new(".")));
+        let directory = self.directory.as_deref().unwrap_or(Path::new("."));
+        let result = run_with(self.kind, &self.hooks, &state, directory, &self.environment);
         own.map(umask);
         result
     }
@@ -249,7 +263,7 @@ mod tests {
                 .into())
         );
         let error = run_here(&hook("kill -9 $$", "")).expect_err("it failed");
-        assert!(error.contains("signal: SIGKILL"), "{error}");
+        assert!(error.contains("signal: killed"), "{error}");
     }
 
     #[test]

@@ -4,7 +4,6 @@
 //! hand: nothing of the container's is used to hide something from it (CVE-2025-31133).
 
 use super::devices::{cover_with_null, hosts_null};
-use super::file_systems::new_file_system;
 use super::mounts::through_proc;
 use super::{Init, Step};
 use crate::config::list;
@@ -14,6 +13,7 @@ use crate::sys::file;
 use crate::sys::mount::{self, Depth, MountAttr};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use oci_spec::runtime::Linux;
 use std::ffi::CString;
 use std::fmt;
@@ -22,14 +22,20 @@ use std::path::{Path, PathBuf};
 
 /// Hides files behind the null device, and directories behind an empty one.
 pub struct MaskedPaths {
-    paths: Vec<PathBuf>,
+    /// Each once, with its index in the configuration.
+    paths: Vec<(usize, PathBuf)>,
     label: Option<String>,
 }
 
 impl MaskedPaths {
     /// None where there is nothing to hide.
     pub fn plan(linux: &Linux) -> Option<Self> {
-        let paths: Vec<_> = list(linux.masked_paths()).iter().map(PathBuf::from).collect();
+        let mut paths: Vec<(usize, PathBuf)> = Vec::new();
+        for (index, path) in list(linux.masked_paths()).iter().enumerate() {
+            if paths.iter().all(|(_, other)| other != Path::new(path)) {
+                paths.push((index, path.into()));
+            }
+        }
         let label = linux.mount_label().clone().filter(|label| !label.is_empty());
         (!paths.is_empty()).then_some(MaskedPaths { paths, label })
     }
@@ -38,27 +44,27 @@ impl MaskedPaths {
 impl fmt::Display for MaskedPaths {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("mask")?;
-        self.paths.iter().try_for_each(|path| write!(f, " {}", path.display()))
+        self.paths.iter().try_for_each(|(_, path)| write!(f, " {}", path.display()))
     }
 }
 
 impl Step for MaskedPaths {
     fn apply(&self, init: &mut Init) -> Result<()> {
         let null = hosts_null()?;
-        let mut empty = Empty::default();
-        for (index, path) in self.paths.iter().enumerate() {
+        let mut empty = None;
+        for (index, path) in &self.paths {
             let target = match init.root()?.resolve(path, OFlag::O_PATH, Links::Follow) {
                 Err(failed) if matches!(failed.errno, Errno::ENOENT | Errno::ENOTDIR) => continue,
                 other => other.doing(|| format!("can't mask path {path:?}"))?,
             };
             match cover_with_null(&null, target.as_fd()) {
                 Err(failed) if failed.errno == Errno::ENOTDIR => {
-                    self.cover_directory(target.as_fd(), &mut empty)
+                    self.cover_directory(init, path, target.as_fd(), &mut empty)
                 }
                 other => Ok(other?),
             }
             .doing(|| format!("can't mask path {path:?}"))
-            .at(&Pointer::to("/linux/maskedPaths").index(index))?;
+            .at(&Pointer::to("/linux/maskedPaths").index(*index))?;
             file::leave(target);
         }
         Ok(())
@@ -66,40 +72,33 @@ impl Step for MaskedPaths {
 }
 
 impl MaskedPaths {
-    fn cover_directory(&self, target: BorrowedFd<'_>, empty: &mut Empty) -> Result<()> {
+    /// Covers a directory with an empty one. The first is a file system of its own, and serves for all
+    /// others: a host has hundreds to mask (runc#5275).
+    fn cover_directory(
+        &self,
+        init: &Init,
+        path: &Path,
+        target: BorrowedFd<'_>,
+        empty: &mut Option<OwnedFd>,
+    ) -> Result<()> {
+        let place = through_proc(target);
+        if let Some(empty) = empty {
+            let source =
+                CString::new(through_proc(empty.as_fd()).as_os_str().as_encoded_bytes()).unwrap_or_default();
+            return Ok(mount::mount(Some(&source), &place, None, libc::MS_BIND, None)?);
+        }
         let label = self.label.as_ref().map(|label| format!(",context=\"{label}\"")).unwrap_or_default();
         let data = CString::new(format!("nr_blocks=1,nr_inodes=1{label}")).unwrap_or_default();
-        let place = through_proc(target);
-        if empty.covered < OWN {
-            empty.covered += 1;
-            return Ok(mount::mount(Some(c"tmpfs"), &place, Some(c"tmpfs"), libc::MS_RDONLY, Some(&data))?);
-        }
-        let shared = match &empty.shared {
-            Some(shared) => shared,
-            None => {
-                let tree =
-                    new_file_system(c"tmpfs", c"tmpfs", &data, libc::MS_RDONLY, libc::MOUNT_ATTR_RDONLY)?;
-                mount::attach(tree.as_fd(), target, c"")?;
-                empty.shared = Some(tree);
-                return Ok(());
-            }
-        };
-        let source =
-            CString::new(through_proc(shared.as_fd()).as_os_str().as_encoded_bytes()).unwrap_or_default();
-        Ok(mount::mount(Some(&source), &place, None, libc::MS_BIND, None)?)
+        mount::mount(Some(c"tmpfs"), &place, Some(c"tmpfs"), libc::MS_RDONLY, Some(&data))?;
+        // Looked up by its path, it could be another one by now, on a shared volume; but nothing can
+        // be in a tmpfs with a single inode.
+        let covering = init.root()?.resolve(path, OFlag::O_PATH, Links::Follow)?;
+        let is_empty =
+            fstatfs(&covering).is_ok_and(|stat| stat.filesystem_type() == TMPFS_MAGIC && stat.files() == 1);
+        *empty = is_empty.then_some(covering);
+        Ok(())
     }
 }
-
-/// The empty directories that cover others: the first few are file systems of their own, which is one
-/// call each; from then on one serves for all, since a host has hundreds to mask (runc#5275).
-#[derive(Default)]
-struct Empty {
-    covered: usize,
-    shared: Option<OwnedFd>,
-}
-
-/// How many have their own.
-const OWN: usize = 4;
 
 /// Makes files and directories read-only.
 pub struct ReadOnlyPaths {

@@ -235,7 +235,7 @@ impl Options {
     ///
     /// As `mount --bind -o …` does and runc after it, they are all of them: a flag that the source
     /// has and the options don't name is cleared. But for the access time, which stays unless an
-    /// option is about it.
+    /// option sets it.
     pub fn bind_attributes(&self) -> Option<MountAttr> {
         if (self.set | self.clear) & PER_MOUNT == 0 {
             return None;
@@ -244,6 +244,13 @@ impl Options {
         let others = PER_MOUNT & !ATIME & !self.set;
         attr.attr_clr |=
             ATTRIBUTES.iter().filter(|(flag, _)| others & flag != 0).map(|(_, attr)| attr).sum::<u64>();
+        // Of the access time only a new way counts, all of it; to take one back changes nothing.
+        let access_time = libc::MOUNT_ATTR__ATIME | libc::MOUNT_ATTR_NODIRATIME;
+        if self.set & ATIME == 0 {
+            attr.attr_clr &= !access_time;
+        } else {
+            attr.attr_clr |= access_time;
+        }
         Some(attr)
     }
 

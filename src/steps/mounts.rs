@@ -2,9 +2,11 @@
 
 use super::file_systems::{explained, new_file_system, with_mode_of};
 use super::mount_options::Options;
+use super::trees::{idmap, within_rootfs};
 use super::{Init, Step, copy_up};
 use crate::config::list;
 use crate::error::{Context, Error, Pointer, Result};
+use crate::link::Message;
 use crate::root::{Kind, Links, Made, Root, normal};
 use crate::sys::mount::{self, Depth, MountAttr};
 use crate::sys::{Call, Failed, file};
@@ -12,6 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sys::stat::{SFlag, fstat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+use nix::sys::statvfs::FsFlags;
 use oci_spec::runtime::{LinuxNamespaceType, Mount as Configured, Spec};
 use std::ffi::CString;
 use std::fmt;
@@ -33,6 +36,8 @@ pub struct Mount {
     /// The container has a user namespace, in which flags of the host's mounts are never taken away:
     /// they would be locked, had the container's root mounted it.
     flags_stay: bool,
+    /// Whether it has an id mapping, which the runtime puts on it.
+    mapped: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,11 +49,21 @@ enum Source {
     },
     Bind {
         path: PathBuf,
+        /// The same from the container's root, where it leads into that.
+        within: Option<PathBuf>,
         depth: Depth,
     },
     /// The mount that is there, with other flags.
     Remount,
 }
+
+/// The flags that are locked in a user namespace (mount_namespaces(7)).
+const LOCKED: [(FsFlags, u64); 4] = [
+    (FsFlags::ST_RDONLY, libc::MOUNT_ATTR_RDONLY),
+    (FsFlags::ST_NOSUID, libc::MOUNT_ATTR_NOSUID),
+    (FsFlags::ST_NODEV, libc::MOUNT_ATTR_NODEV),
+    (FsFlags::ST_NOEXEC, libc::MOUNT_ATTR_NOEXEC),
+];
 
 /// What lxcfs and engines mount within /proc. Anything else there could fake what is read about
 /// processes, and is refused (CVE-2019-16884, CVE-2019-19921).
@@ -70,13 +85,14 @@ const WITHIN_PROC: [&str; 10] = [
 pub fn plan(spec: &Spec, index: usize, bundle: &Path) -> Result<Mount> {
     let configured = &list(spec.mounts())[index];
     let options = Options::parse(list(configured.options()));
-    let destination = normal(configured.destination());
+    let destination = destination_in(spec, configured, bundle);
     let written = configured.source().clone().unwrap_or_default();
     let kind = configured.typ().as_deref().unwrap_or_default();
     let source = if options.remount {
         Source::Remount
     } else if let Some(depth) = bind_depth(configured, &options) {
-        Source::Bind { path: bundle.join(&written), depth }
+        let path = bundle.join(&written);
+        Source::Bind { within: within_rootfs(spec, bundle, &path), path, depth }
     } else {
         let label = spec.linux().as_ref().and_then(|linux| linux.mount_label().as_deref());
         let data = with_label(&options.data, kind, label);
@@ -95,7 +111,13 @@ pub fn plan(spec: &Spec, index: usize, bundle: &Path) -> Result<Mount> {
     let source_text = written.display().to_string();
     let namespaces = spec.linux().as_ref().map_or(&[][..], |linux| list(linux.namespaces()));
     let flags_stay = namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::User);
-    Ok(Mount { index, destination, source_text, source, options, read_only_later, flags_stay })
+    let mapped = idmap(spec, configured, &options).is_some();
+    Ok(Mount { index, destination, source_text, source, options, read_only_later, flags_stay, mapped })
+}
+
+/// Where it is mounted, in the container's root. Some write the root's own path on the host before it.
+fn destination_in(spec: &Spec, configured: &Configured, bundle: &Path) -> PathBuf {
+    within_rootfs(spec, bundle, configured.destination()).unwrap_or_else(|| normal(configured.destination()))
 }
 
 /// How much is bound, if it is a bind mount: by its options or, as mount(8) says it, by its type.
@@ -142,8 +164,8 @@ impl fmt::Display for Mount {
         let at = self.destination.display();
         match &self.source {
             Source::FileSystem { kind, .. } => write!(f, "mount {} on {at}", kind.to_string_lossy())?,
-            Source::Bind { path, depth: Depth::Mount } => write!(f, "bind {} to {at}", path.display())?,
-            Source::Bind { path, depth: Depth::Tree } => {
+            Source::Bind { path, depth: Depth::Mount, .. } => write!(f, "bind {} to {at}", path.display())?,
+            Source::Bind { path, depth: Depth::Tree, .. } => {
                 write!(f, "bind {} and below to {at}", path.display())?
             }
             Source::Remount => write!(f, "remount {at}")?,
@@ -170,7 +192,7 @@ impl Mount {
     fn mount(&self, init: &mut Init) -> Result<()> {
         let mounted = match &self.source {
             Source::FileSystem { kind, source, data } => self.mount_file_system(init, kind, source, data)?,
-            Source::Bind { path, depth } => self.bind(init, path, *depth)?,
+            Source::Bind { path, within, depth } => self.bind(init, path, within.as_deref(), *depth)?,
             Source::Remount => {
                 let target = init.root()?.resolve(&self.destination, OFlag::O_PATH, Links::Follow)?;
                 mount::set_attributes(target.as_fd(), Depth::Mount, &self.options.named_attributes())?;
@@ -208,13 +230,13 @@ impl Mount {
         source: &CString,
         data: &CString,
     ) -> Result<Option<OwnedFd>> {
-        let target = self.target(init.root()?, kind)?;
+        let (target, made) = self.target(init.root()?, kind)?;
         let mut flags = self.options.set;
         if self.read_only_later {
             flags &= !libc::MS_RDONLY;
         }
         let mut data = data.clone();
-        if kind.as_bytes() == b"tmpfs" && !self.options.data.contains("mode=") {
+        if kind.as_bytes() == b"tmpfs" && made == Made::Before && !self.options.data.contains("mode=") {
             data = with_mode_of(target.as_fd(), &data)?;
         }
         if self.needs_the_mount() && !data.as_bytes().contains(&b'"') {
@@ -250,29 +272,36 @@ impl Mount {
 
     /// The directory to mount on. For procfs and sysfs it must be a real one: a link could put
     /// them where they aren't masked, or leave /proc to the image (CVE-2019-19921, CVE-2023-27561).
-    fn target(&self, root: &Root, kind: &CString) -> Result<OwnedFd> {
+    fn target(&self, root: &Root, kind: &CString) -> Result<(OwnedFd, Made)> {
         if !matches!(kind.as_bytes(), b"proc" | b"sysfs") {
             let (target, made) = root.ensure_as(&self.destination, || Ok(Kind::Directory))?;
-            return self.outside_proc(target, made);
+            return Ok((self.outside_proc(target, made)?, made));
         }
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
         match root.resolve(&self.destination, flags, Links::Refuse) {
             Err(failed) if failed.errno == Errno::ENOENT => {
-                Ok(root.ensure(&self.destination, Kind::Directory)?)
+                Ok(root.ensure_as(&self.destination, || Ok(Kind::Directory))?)
             }
             Err(failed) if matches!(failed.errno, Errno::ELOOP | Errno::ENOTDIR) => {
                 let error = format!("filesystem {kind:?} must be mounted on ordinary directory");
                 Err(Error::from(failed).prefix(&error))
             }
-            other => Ok(other?),
+            other => Ok((other?, Made::Before)),
         }
     }
 
-    fn bind(&self, init: &mut Init, path: &Path, depth: Depth) -> Result<Option<OwnedFd>> {
+    fn bind(
+        &self,
+        init: &mut Init,
+        path: &Path,
+        within: Option<&Path>,
+        depth: Depth,
+    ) -> Result<Option<OwnedFd>> {
         let opened = init.trees.iter().position(|(index, _)| *index == self.index);
-        let tree = match opened {
-            Some(position) => init.trees.swap_remove(position).1,
-            None => mount::clone_tree(AT_FDCWD, path, depth)?,
+        let tree = match (opened, within) {
+            (Some(position), _) => init.trees.swap_remove(position).1,
+            (None, Some(within)) => self.open_within(init, within, depth)?,
+            (None, None) => mount::clone_tree(AT_FDCWD, path, depth)?,
         };
         let (target, made) = init.root()?.ensure_as(&self.destination, || kind_of(tree.as_fd()))?;
         if self.destination == Path::new("/proc") {
@@ -280,8 +309,7 @@ impl Mount {
         }
         let target = self.outside_proc(target, made)?;
         if self.flags_stay {
-            let attr = MountAttr { attr_clr: 0, ..self.options.named_attributes() };
-            if attr.attr_set != 0 {
+            if let Some(attr) = self.unlocked_attributes(tree.as_fd())? {
                 mount::set_attributes(tree.as_fd(), Depth::Mount, &attr)?;
             }
         } else if let Some(attr) = self.options.bind_attributes() {
@@ -297,6 +325,36 @@ impl Mount {
         mount::attach(tree.as_fd(), target.as_fd(), c"")
             .map_err(|failed| mismatch(failed, tree.as_fd(), target.as_fd()))?;
         Ok(Some(tree))
+    }
+
+    /// The attributes of a bind mount in a container with a user namespace: the flags that its source
+    /// has stay, and to ask for less is an error, as if the container's root had mounted it.
+    fn unlocked_attributes(&self, tree: BorrowedFd<'_>) -> Result<Option<MountAttr>> {
+        let Some(mut attr) = self.options.bind_attributes() else { return Ok(None) };
+        let flags = fstatfs(tree).call(|| format!("fstatfs({})", tree.as_raw_fd()))?.flags();
+        let named = self.options.named_attributes().attr_clr;
+        for (flag, locked) in LOCKED {
+            if flags.contains(flag) && attr.attr_clr & locked != 0 {
+                if named & locked != 0 {
+                    let call = format!("mount_setattr({}, attr_clr={:#x})", tree.as_raw_fd(), locked);
+                    let hint = "in a user namespace a mount keeps the flags that its source has on the host";
+                    return Err(Error::from(Failed { call, errno: Errno::EPERM }).hint(hint));
+                }
+                attr.attr_clr &= !locked;
+            }
+        }
+        Ok(Some(attr))
+    }
+
+    /// Opens what is bound from within the container.
+    fn open_within(&self, init: &Init, path: &Path, depth: Depth) -> Result<OwnedFd> {
+        let source = init.root()?.resolve(path, OFlag::O_PATH, Links::Follow)?;
+        let tree = mount::clone_tree(source.as_fd(), Path::new(""), depth)?;
+        if self.mapped {
+            init.link.send(&Message::IdMapPlease { index: self.index, fd: tree.as_raw_fd() })?;
+            init.wait_for(&Message::IdMapped)?;
+        }
+        Ok(tree)
     }
 
     /// Refuses a target that a link of the image's put on a procfs.

@@ -4,11 +4,11 @@ use super::{Init, Step};
 use crate::config::list;
 use crate::error::{Error, Pointer, Result};
 use crate::sys::process::{Arguments, execve};
-use crate::sys::{Call, errno_text, file};
+use crate::sys::{Call, errno_text, file, identity};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::unistd::{AccessFlags, chdir, faccessat};
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{Capability, Process};
 use std::ffi::{CStr, CString};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
@@ -56,7 +56,7 @@ impl Program {
         };
         let failed = execve(&c_path, &self.arguments, &Arguments::new(environment));
         let errno = failed.errno;
-        let error = Error::from(failed).prefix(&format!("exec: {name:?}")).at(self.at.index(0));
+        let error = Error::new(format!("exec {name}: {}", errno_text(errno))).at(self.at.index(0));
         match reason(path, errno) {
             Some(reason) => error.hint(reason),
             None => error,
@@ -157,6 +157,21 @@ pub struct FindProgram {
     at: Pointer,
     name: CString,
     path: Vec<PathBuf>,
+    /// Whether the program's capabilities override file permissions.
+    overrides: bool,
+}
+
+/// CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH.
+const OVERRIDING: u64 = 1 << 1 | 1 << 2;
+
+/// Makes those of them effective that are permitted; false where there are none.
+fn with_overriding_capabilities() -> Result<bool> {
+    let sets = identity::capget()?;
+    let more = sets.permitted & OVERRIDING & !sets.effective;
+    if more != 0 {
+        identity::capset(identity::CapabilitySets { effective: sets.effective | more, ..sets })?;
+    }
+    Ok(more != 0)
 }
 
 impl FindProgram {
@@ -167,7 +182,12 @@ impl FindProgram {
         let path = path.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default();
         let path =
             path.split(':').map(|dir| if dir.is_empty() { "." } else { dir }).map(PathBuf::from).collect();
-        Ok(FindProgram { at: at.key("args").key("0"), name: c_string(name)?, path })
+        let sets = process.capabilities().as_ref();
+        let effective = sets.and_then(|sets| sets.effective().as_ref());
+        let overrides = effective.is_some_and(|set| {
+            [Capability::DacOverride, Capability::DacReadSearch].iter().any(|one| set.contains(one))
+        });
+        Ok(FindProgram { at: at.key("args").key("0"), name: c_string(name)?, path, overrides })
     }
 
     /// The executable and, if the user may read it, its head.
@@ -209,11 +229,17 @@ impl Step for FindProgram {
     fn apply(&self, init: &mut Init) -> Result<()> {
         let refused =
             |reason: &str| Error::new(format!("exec: {:?}: {reason}", self.name)).at(self.at.clone());
-        let (path, head) = self.find().map_err(|reason| refused(&reason))?;
+        let found = match self.find() {
+            // The kernel will look when the program has its capabilities, which this user hasn't yet.
+            Err(_) if self.overrides && with_overriding_capabilities()? => self.find(),
+            other => other,
+        };
+        let (path, head) = found.map_err(|reason| refused(&reason))?;
         // An interpreter that isn't there makes execve(2) say ENOENT of a file that is.
         if let Some(missing) = head.and_then(|head| missing_interpreter(&path, &head)) {
             let reason = errno_text(Errno::ENOENT);
-            return Err(refused(&format!("{reason}: {missing}")));
+            let error = format!("exec {}: {reason}: {missing}", self.name.to_string_lossy());
+            return Err(Error::new(error).at(self.at.clone()));
         }
         init.found.executable = path;
         Ok(())

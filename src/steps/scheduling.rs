@@ -5,6 +5,7 @@ use crate::config::list;
 use crate::error::{Context, Error, Pointer, Result};
 use crate::sys::process::personality;
 use crate::sys::scheduling::{SchedAttr, set_io_priority, set_memory_policy, set_scheduler};
+use nix::errno::Errno;
 use oci_spec::runtime::{
     IOPriorityClass, Linux, LinuxPersonalityDomain, LinuxSchedulerFlag, LinuxSchedulerPolicy,
     MemoryPolicyFlagType, MemoryPolicyModeType, Process,
@@ -82,7 +83,14 @@ impl fmt::Display for Scheduler {
 
 impl Step for Scheduler {
     fn apply(&self, _: &mut Init) -> Result<()> {
-        set_scheduler(&self.attr).at(&self.at)
+        set_scheduler(&self.attr).map_err(|failed| {
+            let deadline = self.attr.policy == libc::SCHED_DEADLINE as u32;
+            let hint =
+                "process scheduler can't be used together with AllowedCPUs: a deadline needs all of them";
+            let refused = failed.errno == Errno::EPERM && deadline;
+            let error = Error::from(failed).at(self.at.clone());
+            if refused { error.hint(hint) } else { error }
+        })
     }
 }
 
@@ -150,15 +158,22 @@ impl MemoryPolicy {
         };
         let mode = list(policy.flags()).iter().map(flag).fold(mode, |all, flag| all | flag) as u32;
         let nodes = policy.nodes().as_deref().unwrap_or_default();
-        let nodes = numbers(nodes).map_err(|error| error.at(at.key("nodes")))?;
+        let nodes =
+            numbers(nodes).map_err(|error| error.prefix("invalid memory policy node").at(at.key("nodes")))?;
+        let count: u32 = nodes.iter().map(|word| word.count_ones()).sum();
         let (takes_none, takes_some) = match policy.mode() {
             Mode::MpolDefault | Mode::MpolLocal => (true, false),
             Mode::MpolPreferred => (true, true),
             _ => (false, true),
         };
         match (nodes.is_empty(), takes_none, takes_some) {
-            (true, false, _) => Err(Error::new("the mode needs at least one node").at(at.key("nodes"))),
-            (false, _, false) => Err(Error::new("the mode takes no nodes").at(at.key("nodes"))),
+            (true, false, _) => {
+                Err(Error::new("invalid memory policy: the mode needs at least one node").at(at.key("nodes")))
+            }
+            (false, _, false) => {
+                let error = format!("invalid memory policy: the mode requires 0 nodes but got {count}");
+                Err(Error::new(error).at(at.key("nodes")))
+            }
             _ => Ok(Some(MemoryPolicy { mode, nodes })),
         }
     }

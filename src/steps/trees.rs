@@ -4,6 +4,7 @@
 use super::mount_options::Options;
 use super::mounts::bind_depth;
 use crate::config::list;
+use crate::root::normal;
 use crate::sys::mount::Depth;
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount as Configured, Spec};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,9 @@ pub struct Tree {
     pub depth: Depth,
     /// The id mapping to put on it.
     pub idmap: Option<IdMap>,
+    /// Whether the container's process opens it, because what is bound is in the container itself: then
+    /// only the mapping is the runtime's part.
+    pub late: bool,
 }
 
 /// A mapping of ids on a mount (mount_setattr(2), "ID-mapped mounts").
@@ -53,16 +57,25 @@ pub fn plan(spec: &Spec, bundle: &Path, all: bool) -> Vec<Tree> {
         let options = Options::parse(list(configured.options()));
         let Some(depth) = bind_depth(configured, &options).filter(|_| !options.remount) else { continue };
         let idmap = idmap(spec, configured, &options);
-        if idmap.is_some() || all {
-            let path = bundle.join(configured.source().as_deref().unwrap_or(Path::new("")));
-            trees.push(Tree { index, path, depth, idmap });
+        let path = bundle.join(configured.source().as_deref().unwrap_or(Path::new("")));
+        let late = within_rootfs(spec, bundle, &path).is_some();
+        if idmap.is_some() || (all && !late) {
+            trees.push(Tree { index, path, depth, idmap, late });
         }
     }
     trees
 }
 
+/// A path of the host that leads into the container's root file system, from there: what is mounted in it
+/// is seen only from within, and its links are the container's.
+pub(super) fn within_rootfs(spec: &Spec, bundle: &Path, path: &Path) -> Option<PathBuf> {
+    let rootfs = normal(&bundle.join(spec.root().as_ref()?.path()));
+    let within = normal(path).strip_prefix(&rootfs).ok().map(Path::to_path_buf)?;
+    (rootfs != Path::new("/")).then(|| Path::new("/").join(within))
+}
+
 /// The mount's own mapping, or the container's where it asks for one and has none.
-fn idmap(spec: &Spec, configured: &Configured, options: &Options) -> Option<IdMap> {
+pub(super) fn idmap(spec: &Spec, configured: &Configured, options: &Options) -> Option<IdMap> {
     let depth = options.idmap.unwrap_or(Depth::Mount);
     let ids = |uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]| Mapping::Ids {
         uids: map_text(uids),

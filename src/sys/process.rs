@@ -78,6 +78,17 @@ pub fn pidfd_open(pid: Pid) -> Result<OwnedFd> {
         .call(|| format!("pidfd_open({pid})"))
 }
 
+/// What a signal means, in words (strsignal(3)).
+pub fn signal_text(number: i32) -> Option<String> {
+    // SAFETY: any number is allowed; the text is static, or the caller's thread's, and copied at once.
+    let text = unsafe { libc::strsignal(number) };
+    if text.is_null() {
+        return None;
+    }
+    // SAFETY: it is a string that ends in NUL.
+    Some(unsafe { std::ffi::CStr::from_ptr(text) }.to_string_lossy().into_owned())
+}
+
 /// Sends signal number `signal` (0 only asks whether one could) to the process of `pidfd`.
 pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
     // SAFETY: plain numbers; no siginfo.

@@ -54,6 +54,11 @@ fn list_of_ids(case: &Case) -> Verdict {
 }
 
 fn list_of_nothing(case: &Case) -> Verdict {
+    if case.runtime.name == "damda" {
+        // As runc has it since 1.3; of an empty list nobody would learn of a wrong --root.
+        case.call(&["list"])?.failed_with(&["--root"])?;
+    }
+    std::fs::create_dir(case.state_directory())?;
     ensure_eq!(case.call(&["list", "-q"])?.succeeded()?.stdout, "", "ids");
     let list = case.call(&["list", "--format", "json"])?.succeeded()?.stdout;
     ensure!(["null", "[]"].contains(&list.trim()), "JSON: {list:?}");

@@ -334,6 +334,7 @@ fn flags_as_go_reads_them(case: &Case) -> Verdict {
     if case.runtime.name == "crun" {
         crate::skip!("crun isn't written in Go");
     }
+    std::fs::create_dir(case.state_directory())?;
     let format = ["--log-format", "text", "--log-format", "json", "--debug=false", "--systemd-cgroup=false"];
     case.call(&[&format[..], &["list", "--quiet=false", "--format", "table", "--format=json"]].concat())?
         .succeeded()?;
