@@ -22,6 +22,8 @@ pub struct Root {
     /// and nodes of /dev come one after the other. Whatever else is resolved may be about to be
     /// mounted on, which could hide this one: then it is forgotten.
     last: RefCell<Option<(PathBuf, Rc<OwnedFd>)>>,
+    /// A directory in which there is nothing yet: a new tmpfs.
+    empty: RefCell<Option<PathBuf>>,
 }
 
 /// What a missing path is made to be.
@@ -55,7 +57,7 @@ impl Root {
     /// The directory at `path` of this process's own file system.
     pub fn open(path: &Path) -> Result<Self> {
         let fd = sys::file::open(AT_FDCWD, path, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
-        Ok(Root { fd, last: RefCell::default() })
+        Ok(Root { fd, last: RefCell::default(), empty: RefCell::default() })
     }
 
     /// Opens `path` within the root.
@@ -74,7 +76,11 @@ impl Root {
     /// As `ensure`; what is made is decided only when it is, and told along.
     pub fn ensure_as(&self, path: &Path, kind: impl Fn() -> Result<Kind>) -> Result<(OwnedFd, Made)> {
         let calling = || format!("openat2({path:?}, O_CREAT, RESOLVE_IN_ROOT)");
-        if let (Some(dir), Some(name)) = (self.last(path.parent()), path.file_name()) {
+        let dir = match self.last(path.parent()) {
+            None => self.empty(path.parent()).call(calling)?,
+            last => last,
+        };
+        if let (Some(dir), Some(name)) = (dir, path.file_name()) {
             match make_in(dir.as_fd(), name, kind()?) {
                 Ok(made) => return Ok((made, Made::Now)),
                 Err(Errno::EEXIST) => {}
@@ -91,6 +97,25 @@ impl Root {
     fn forget_last(&self) {
         if let Some(dir) = self.last.take().and_then(|(_, dir)| Rc::into_inner(dir)) {
             sys::file::leave(dir);
+        }
+    }
+
+    /// Takes note that there is nothing in the directory at `path` yet: what is made in it next needn't be
+    /// looked for first.
+    pub fn note_empty(&self, path: &Path) {
+        self.empty.replace(Some(path.into()));
+    }
+
+    /// That directory, if it is this one.
+    fn empty(&self, path: Option<&Path>) -> nix::Result<Option<Rc<OwnedFd>>> {
+        match self.empty.take().filter(|empty| Some(empty.as_path()) == path) {
+            None => Ok(None),
+            Some(path) => {
+                let dir = Rc::new(open_within(self.fd.as_fd(), &path, OFlag::O_PATH, Links::Follow)?);
+                self.forget_last();
+                self.last.replace(Some((path, dir.clone())));
+                Ok(Some(dir))
+            }
         }
     }
 

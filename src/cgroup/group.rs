@@ -173,6 +173,14 @@ impl Cgroup {
         made: &mut Vec<PathBuf>,
     ) -> Result<()> {
         let path = self.directories[*index].path.clone();
+        // A hybrid host's v2 hierarchy may be hidden, and another file system be in its place.
+        if !self.unified
+            && self.directories[*index].controllers.is_empty()
+            && !mount_point.join("cgroup.procs").exists()
+        {
+            self.directories.remove(*index);
+            return Ok(());
+        }
         match make_with_parents(&path, mount_point, made)? {
             Made::New => self.directories[*index].claim = Claim::Made,
             Made::Before if self.unit.is_some() => {}

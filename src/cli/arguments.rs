@@ -17,7 +17,7 @@ const HELP: &str = "NAME:\n   {usage} - {about}\n\n{all-args}{after-help}";
 #[command(
     name = "damda",
     args_override_self = true,
-    help_template = HELP,
+    help_template = "NAME:\n   {bin} - {about}\n\nUSAGE:\n   {usage}\n\n{all-args}{after-help}",
     disable_version_flag = true,
     disable_help_subcommand = true,
     subcommand_required = false

@@ -283,10 +283,9 @@ pub(super) fn add_process(
     if elsewhere {
         steps.add(&at.key("cwd"), first_try);
     }
-    if !list(process.env())
-        .iter()
-        .any(|entry| entry.strip_prefix("HOME=").is_some_and(|home| !home.is_empty()))
-    {
+    // The last one counts.
+    let home = list(process.env()).iter().rev().find_map(|entry| entry.strip_prefix("HOME="));
+    if home.is_none_or(str::is_empty) {
         steps.add(&at.key("env"), FindHome { uid });
     }
     if !limits.is_empty() {

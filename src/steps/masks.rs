@@ -9,8 +9,8 @@ use super::{Init, Step};
 use crate::config::list;
 use crate::error::{Context, Pointer, Result};
 use crate::root::Links;
-use crate::sys::file;
 use crate::sys::mount::{self, Depth, MountAttr};
+use crate::sys::{Call, file};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
@@ -51,7 +51,7 @@ impl fmt::Display for MaskedPaths {
 impl Step for MaskedPaths {
     fn apply(&self, init: &mut Init) -> Result<()> {
         let null = hosts_null()?;
-        let mut empty = None;
+        let mut empty = Empty::default();
         for (index, path) in &self.paths {
             let target = match init.root()?.resolve(path, OFlag::O_PATH, Links::Follow) {
                 Err(failed) if matches!(failed.errno, Errno::ENOENT | Errno::ENOTDIR) => continue,
@@ -59,7 +59,7 @@ impl Step for MaskedPaths {
             };
             match cover_with_null(&null, target.as_fd()) {
                 Err(failed) if failed.errno == Errno::ENOTDIR => {
-                    self.cover_directory(init, path, target.as_fd(), &mut empty)
+                    self.cover_directory(init, target.as_fd(), path, &mut empty)
                 }
                 other => Ok(other?),
             }
@@ -72,31 +72,50 @@ impl Step for MaskedPaths {
 }
 
 impl MaskedPaths {
-    /// Covers a directory with an empty one. The first is a file system of its own, and serves for all
-    /// others: a host has hundreds to mask (runc#5275).
     fn cover_directory(
         &self,
         init: &Init,
-        path: &Path,
         target: BorrowedFd<'_>,
-        empty: &mut Option<OwnedFd>,
+        path: &Path,
+        empty: &mut Empty,
     ) -> Result<()> {
         let place = through_proc(target);
-        if let Some(empty) = empty {
+        if let Some(shared) = empty.shared(init)? {
             let source =
-                CString::new(through_proc(empty.as_fd()).as_os_str().as_encoded_bytes()).unwrap_or_default();
+                CString::new(through_proc(shared).as_os_str().as_encoded_bytes()).unwrap_or_default();
             return Ok(mount::mount(Some(&source), &place, None, libc::MS_BIND, None)?);
         }
         let label = self.label.as_ref().map(|label| format!(",context=\"{label}\"")).unwrap_or_default();
         let data = CString::new(format!("nr_blocks=1,nr_inodes=1{label}")).unwrap_or_default();
         mount::mount(Some(c"tmpfs"), &place, Some(c"tmpfs"), libc::MS_RDONLY, Some(&data))?;
-        // Looked up by its path, it could be another one by now, on a shared volume; but nothing can
-        // be in a tmpfs with a single inode.
-        let covering = init.root()?.resolve(path, OFlag::O_PATH, Links::Follow)?;
-        let is_empty =
-            fstatfs(&covering).is_ok_and(|stat| stat.filesystem_type() == TMPFS_MAGIC && stat.files() == 1);
-        *empty = is_empty.then_some(covering);
+        empty.covered.push(path.into());
         Ok(())
+    }
+}
+
+/// The empty directories that cover others: the first few are file systems of their own, which is one
+/// call each; from then on one serves for all, since a host has hundreds to mask (runc#5275).
+#[derive(Default)]
+struct Empty {
+    covered: Vec<PathBuf>,
+    shared: Option<OwnedFd>,
+}
+
+impl Empty {
+    /// How many there are before one is shared.
+    const OWN: usize = 3;
+
+    fn shared(&mut self, init: &Init) -> Result<Option<BorrowedFd<'_>>> {
+        if let (None, Some(last)) = (&self.shared, self.covered.get(Self::OWN - 1)) {
+            // Looked up by its path it could be another directory by now, on a shared volume; but
+            // nothing can be in a tmpfs with a single inode.
+            let covering = init.root()?.resolve(last, OFlag::O_PATH, Links::Follow)?;
+            let stat = fstatfs(&covering).call(|| format!("fstatfs({last:?})"))?;
+            if stat.filesystem_type() == TMPFS_MAGIC && stat.files() == 1 {
+                self.shared = Some(covering);
+            }
+        }
+        Ok(self.shared.as_ref().map(AsFd::as_fd))
     }
 }
 

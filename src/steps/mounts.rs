@@ -246,6 +246,9 @@ impl Mount {
         mount::mount(Some(source), &path, Some(kind), flags, Some(&data))
             .map_err(|failed| explained(failed, kind, source, &data))?;
         file::leave(target);
+        if kind.as_bytes() == b"tmpfs" {
+            init.root()?.note_empty(&self.destination);
+        }
         Ok(None)
     }
 
