@@ -225,7 +225,7 @@ fn another_compiler_agrees() {
         ("clone", 0, SeccompCmpOp::MaskedEq(0x7e02_0000), "SCMP_CMP_MASKED_EQ", 0x7e02_0000, 0),
     ];
     let plain = ["close", "openat", "execve", "mmap", "exit_group", "statx", "clone3", "openat2"];
-    let id = |name| i64::from(number(name, Architecture::X86_64).expect("a number"));
+    let id = |name| i64::from(number(name, Architecture::native()).expect("a number"));
     let mut theirs: std::collections::BTreeMap<i64, Vec<SeccompRule>> =
         plain.iter().map(|name| (id(*name), vec![])).collect();
     let mut ours = format!(r#"{{"names":{},"action":"SCMP_ACT_ALLOW"}}"#, serde_json::json!(plain));
