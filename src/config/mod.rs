@@ -28,7 +28,7 @@ const MOST_BYTES: u64 = 32 << 20;
 pub const SPEC_VERSION: &str = "1.3.0";
 
 /// A bundle's configuration.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Config {
     /// What config.json says.
     pub spec: Spec,

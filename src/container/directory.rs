@@ -68,6 +68,12 @@ impl Store {
         exists.map(drop).map_err(|failed| Error::from(failed).hint("see --root"))
     }
 
+    /// Where container `id`'s directory is, absolute.
+    pub fn place_of(&self, id: &str) -> PathBuf {
+        let path = self.root.join(id);
+        std::path::absolute(&path).unwrap_or(path)
+    }
+
     /// The ids of all containers, sorted.
     pub fn ids(&self) -> Result<Vec<String>> {
         let entries = match std::fs::read_dir(&self.root) {

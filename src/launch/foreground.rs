@@ -1,6 +1,7 @@
 //! Staying with a process: its signals, its terminal, its end.
 
 use super::Child;
+use super::notify::Notify;
 use crate::error::{Context, Error, Result};
 use crate::sys::process::pidfd_send_signal;
 use crate::sys::{Call, inherited, socket, terminal};
@@ -59,9 +60,10 @@ impl Foreground {
 
     /// Passes on signals and the terminal's bytes until `child` ends; returns its exit status,
     /// which is 128 and the number for a signal, as shells have it.
-    pub fn wait_for(&mut self, child: &Child) -> Result<i32> {
+    /// What the program says by sd_notify(3) is passed on as well.
+    pub fn wait_for(&mut self, child: &Child, notify: Option<&Notify>) -> Result<i32> {
         loop {
-            let (ended, signal, input, terminal) = {
+            let (ended, signal, input, terminal, notified) = {
                 let stdin = inherited(0);
                 let mut fds = vec![
                     PollFd::new(child.pidfd.as_fd(), PollFlags::POLLIN),
@@ -78,21 +80,30 @@ impl Foreground {
                         fds.push(PollFd::new(stdin, PollFlags::POLLIN));
                     }
                 }
+                fds.extend(notify.map(|notify| PollFd::new(notify.as_fd(), PollFlags::POLLIN)));
                 match poll(&mut fds, PollTimeout::NONE) {
                     Ok(_) => {}
                     Err(Errno::EINTR) => continue,
                     Err(errno) => Err(errno).call(|| "poll".into())?,
                 }
-                let (mut input, mut terminal) = (false, PollFlags::empty());
+                let (mut input, mut terminal, mut notified) = (false, PollFlags::empty(), false);
+                let socket = notify.map(|notify| notify.as_fd().as_raw_fd());
                 for fd in &fds[2..] {
                     let seen = fd.revents().unwrap_or(PollFlags::POLLERR);
                     match fd.as_fd().as_raw_fd() {
                         0 => input = !seen.is_empty(),
+                        number if Some(number) == socket => notified = !seen.is_empty(),
                         _ => terminal = seen,
                     }
                 }
-                (fds[0].any() != Some(false), fds[1].any() != Some(false), input, terminal)
+                (fds[0].any() != Some(false), fds[1].any() != Some(false), input, terminal, notified)
             };
+            if let Some(notify) = notify.filter(|_| notified) {
+                // What the program is for is not this.
+                if let Err(error) = notify.pass_on(child.pid) {
+                    crate::log::warning(&error.to_string());
+                }
+            }
             if signal && !ended {
                 self.pass_on_signals(child)?;
             }

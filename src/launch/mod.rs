@@ -3,6 +3,7 @@
 pub mod foreground;
 pub mod idmap;
 pub mod init;
+pub mod notify;
 pub mod seal;
 pub mod spawn;
 pub mod start;

@@ -11,7 +11,7 @@ use crate::launch::foreground::take_signals;
 use crate::launch::init::{self, Luggage, Start};
 use crate::launch::spawn::{Destination, Joined, close_to_tracers, is_own, open_namespaces, spawn};
 use crate::launch::start::Waits;
-use crate::launch::{Child, idmap, trees};
+use crate::launch::{Child, idmap, notify, trees};
 use crate::link::{Link, Message};
 use crate::plan::{self, Plan, Request};
 use crate::steps::hooks::{self, Kind};
@@ -107,7 +107,13 @@ pub fn create(global: &Global, options: &Options, config: &Config, mode: Mode) -
         no_new_keyring: options.no_new_keyring,
         listen_fds: kept.listen,
     };
-    let plan = plan::create(config, &Host::probe()?, &request)?;
+    let mut notified = None;
+    if notify::is_wanted() {
+        let mut with_socket = config.clone();
+        notify::add_to(&mut with_socket.spec, &global.store.place_of(&options.id));
+        notified = Some(with_socket);
+    }
+    let plan = plan::create(notified.as_ref().unwrap_or(config), &Host::probe()?, &request)?;
     let directory = global.store.claim(&options.id)?;
     let state = describe(config, &plan, &options.id);
     let hosts = host_mounts::are_made(config).then(|| host_mounts::below(&config.rootfs())).transpose()?;
@@ -252,6 +258,9 @@ impl Attempt {
         container.directory.lock()?;
         // Before there is a cgroup: what a killed `create` leaves must be found by `delete --force`.
         container.save(config)?;
+        if notify::is_wanted() {
+            notify::make_directory(&container.directory)?;
+        }
         // What hasn't been made yet is nothing to take back.
         let planned = std::mem::take(&mut container.state.cgroup);
 

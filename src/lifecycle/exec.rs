@@ -108,7 +108,7 @@ pub fn run(global: &Global, options: &Options) -> Result<i32> {
     let child = enter(&plan, luggage, &target, namespaces, &cgroup, &init)?;
     let begun = begin(&container, &plan, &cgroup, &link, &child, terminal, options);
     match begun.inspect_err(|_| drop(child.kill()))? {
-        Some(mut foreground) => foreground.wait_for(&child),
+        Some(mut foreground) => foreground.wait_for(&child, None),
         None => Ok(0),
     }
 }

@@ -5,6 +5,7 @@ use super::{Global, delete, start, write_pid_file};
 use crate::config::Config;
 use crate::error::{Error, Pointer, Result};
 use crate::launch::foreground::{self, Foreground};
+use crate::launch::notify::Notify;
 use crate::plan::Namespaces;
 use nix::sched::CloneFlags;
 
@@ -35,19 +36,23 @@ pub fn run(global: &Global, options: &Options) -> Result<i32> {
     let mode = if options.detach { Mode::Detached } else { Mode::Foreground };
     let Created { mut container, child, link, terminal, waits, signals } =
         create(global, &options.create, &config, mode)?;
-    let begin = || -> Result<Option<Foreground>> {
+    let begin = || -> Result<(Option<Foreground>, Option<Notify>)> {
         let stay = signals.map(|signals| Foreground::prepare(signals, terminal)).transpose()?;
+        let notify = Notify::listen(&container.directory)?;
         start::begin(&container, &link, waits)?;
         if let Some(path) = &options.create.pid_file {
             write_pid_file(path, child.pid)?;
         }
         container.directory.unlock()?;
-        Ok(stay)
+        Ok((stay, notify))
     };
     // The caller's terminal is given back before anything is printed to it.
-    let stay = begin().inspect_err(|_| delete::clean_up(&container, true))?;
-    let Some(mut stay) = stay else { return Ok(0) };
-    let status = stay.wait_for(&child)?;
+    let (stay, notify) = begin().inspect_err(|_| delete::clean_up(&container, true))?;
+    let Some(mut stay) = stay else {
+        start::wait_until_ready(&container, notify)?;
+        return Ok(0);
+    };
+    let status = stay.wait_for(&child, notify.as_ref())?;
     // It has been waited for: its number may be another process's already.
     container.state.init = None;
     if !options.keep {

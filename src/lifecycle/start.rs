@@ -3,6 +3,7 @@
 use super::{Global, delete};
 use crate::container::{Container, Status, gate};
 use crate::error::{Error, Pointer, Result};
+use crate::launch::notify::Notify;
 use crate::launch::{
     self,
     start::{Waits, send_listener},
@@ -26,9 +27,23 @@ pub fn run(global: &Global, id: &str) -> Result<()> {
     let link = gate::enter(&container.directory)?
         .ok_or_else(|| Error::new("cannot start an already running container"))?;
     // A start that fails ends the container (runtime.md, "Lifecycle", steps 7 to 9).
-    begin(&container, &Link::over(link), Waits::ToBeTold)
-        .inspect_err(|_| delete::clean_up(&container, true))?;
-    gate::remove(&container.directory)
+    let started = || -> Result<Option<Notify>> {
+        let notify = Notify::listen(&container.directory)?;
+        begin(&container, &Link::over(link), Waits::ToBeTold)?;
+        Ok(notify)
+    };
+    let notify = started().inspect_err(|_| delete::clean_up(&container, true))?;
+    gate::remove(&container.directory)?;
+    wait_until_ready(&container, notify)
+}
+
+/// Returns when the program has said that it is ready, where somebody is told so.
+pub fn wait_until_ready(container: &Container, notify: Option<Notify>) -> Result<()> {
+    let init = container.live_init();
+    match (notify, init.map(|init| init.pidfd()).transpose()?.flatten(), init) {
+        (Some(notify), Some(pidfd), Some(init)) => notify.wait_until_ready(init.pid(), pidfd.as_fd()),
+        _ => Ok(()),
+    }
 }
 
 /// Starts a container that is ready, over the connection to its first process.

@@ -180,7 +180,9 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
     };
     if let Some(process) = spec.process() {
         let available = if user_namespace { !0 } else { host.capabilities };
-        let credentials = Credentials { available, own_null: own_dev, user_namespace, at_root: true };
+        let keep_groups = keeps_groups(spec);
+        let credentials =
+            Credentials { available, own_null: own_dev, user_namespace, at_root: true, keep_groups };
         add_process(&mut plan, process, linux, &at("/process"), &credentials)?;
         add_start_hooks(&mut plan.finish, config, &request.id);
         if let Some(program) = plan.program.as_mut().filter(|_| request.listen_fds > 0) {
@@ -228,6 +230,12 @@ fn cgroup_owner(spec: &Spec, namespaces: &Namespaces) -> Option<u32> {
     })
 }
 
+/// Whether an annotation says that the caller's supplementary groups are kept, as crun has it.
+pub(super) fn keeps_groups(spec: &Spec) -> bool {
+    let annotation = spec.annotations().as_ref().and_then(|all| all.get("run.oci.keep_original_groups"));
+    annotation.is_some_and(|value| value == "1")
+}
+
 /// Labels of security modules, for a new container and for `exec`.
 pub(super) fn add_labels(steps: &mut Steps, process: &Process, at: &Pointer) {
     let given = |label: &Option<String>| label.clone().filter(|label| !label.is_empty());
@@ -258,6 +266,8 @@ pub(super) struct Credentials {
     pub user_namespace: bool,
     /// Whether its current directory is the container's root already.
     pub at_root: bool,
+    /// Whether it keeps the caller's supplementary groups.
+    pub keep_groups: bool,
 }
 
 /// The process itself, for a new container and for `exec`: from its privileges, which it loses one
@@ -292,7 +302,7 @@ pub(super) fn add_process(
         steps.add(&at.key("rlimits"), Limits(limits.clone()));
     }
     steps.add(&at.key("capabilities").key("bounding"), BoundingSet::from(capabilities));
-    steps.add(&at.key("user"), User::plan(process, at));
+    steps.add(&at.key("user"), User::plan(process, at, credentials.keep_groups));
     if no_new_privileges {
         steps.add(&at.key("noNewPrivileges"), NoNewPrivileges);
     }

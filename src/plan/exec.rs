@@ -1,6 +1,6 @@
 //! A process in a container that is there.
 
-use super::container::{Credentials, add_labels, add_process, add_process_wide};
+use super::container::{Credentials, add_labels, add_process, add_process_wide, keeps_groups};
 use super::{Namespaces, Plan, Steps};
 use crate::config::Config;
 use crate::error::{Pointer, Result};
@@ -60,7 +60,8 @@ pub fn exec(request: &ExecRequest<'_>, host: &Host) -> Result<Plan> {
         program: None,
     };
     let available = if user_namespace { !0 } else { host.capabilities };
-    let credentials = Credentials { available, own_null: false, user_namespace, at_root: false };
+    let keep_groups = keeps_groups(&request.config.spec);
+    let credentials = Credentials { available, own_null: false, user_namespace, at_root: false, keep_groups };
     add_process(&mut plan, request.process, linux, &request.at, &credentials)?;
     Ok(plan)
 }

@@ -16,6 +16,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -128,12 +129,30 @@ fn execute(hook: &Hook, state: &Value, directory: &Path, inherited: &[String]) -
     let mut child = command.spawn().call(|| format!("execve({:?})", hook.path()))?;
     let timeout = hook.timeout().map(|seconds| Duration::from_secs(seconds.unsigned_abs()));
     let status = wait(&mut child, timeout)?;
+    keep("run.oci.hooks.stdout", &output, state);
+    keep("run.oci.hooks.stderr", &errors, state);
     if status.success() {
         return Ok(());
     }
     let code = status.code().map(|code| format!("exit status {code}"));
     let ended = code.unwrap_or_else(|| format!("signal: {}", signal_name(status.signal().unwrap_or(0))));
     Err(Error::new(format!("{ended}, stdout: {}, stderr: {}", text_of(output), text_of(errors))))
+}
+
+/// Appends what a hook has written to the file that an annotation names, as crun has it. A file that
+/// can't be written is no reason for a container not to run.
+fn keep(annotation: &str, written: &File, state: &Value) {
+    let Some(path) = state["annotations"][annotation].as_str() else { return };
+    let path = Path::new(state["bundle"].as_str().unwrap_or_default()).join(path);
+    let append = || -> std::io::Result<u64> {
+        let mut file = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+        let mut written = written.try_clone()?;
+        written.rewind()?;
+        std::io::copy(&mut written, &mut file)
+    };
+    if let Err(error) = append() {
+        crate::log::warning(&format!("{annotation}: {path:?}: {error}"));
+    }
 }
 
 fn signal_name(number: i32) -> String {

@@ -9,7 +9,7 @@ use crate::error::{Context, Error, Pointer, Result};
 use crate::link::Message;
 use crate::root::{Kind, Links, Made, Root, normal};
 use crate::sys::mount::{self, Depth, MountAttr};
-use crate::sys::{Call, Failed, file};
+use crate::sys::{Call, Failed, file, identity};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sys::stat::{SFlag, fstat};
@@ -243,13 +243,41 @@ impl Mount {
             return self.mount_detached(target, kind, source, &data, flags).map(Some);
         }
         let path = through_proc(target.as_fd());
-        mount::mount(Some(source), &path, Some(kind), flags, Some(&data))
-            .map_err(|failed| explained(failed, kind, source, &data))?;
+        match mount::mount(Some(source), &path, Some(kind), flags, Some(&data)) {
+            Err(failed)
+                if failed.errno == Errno::EPERM && (self.flags_stay || identity::in_user_namespace()) =>
+            {
+                return self
+                    .bind_outer(target, kind)
+                    .unwrap_or_else(|| Err(explained(failed, kind, source, &data)));
+            }
+            other => other.map_err(|failed| explained(failed, kind, source, &data))?,
+        }
         file::leave(target);
         if kind.as_bytes() == b"tmpfs" {
             init.root()?.note_empty(&self.destination);
         }
         Ok(None)
+    }
+
+    /// The kernel gives a user namespace no new procfs or sysfs where those around it have something masked,
+    /// as in another container, or where it has no network namespace of its own (runc#3672, runc#3970).
+    /// Then it gets the ones that are around it, as they are: None for other file systems.
+    fn bind_outer(&self, target: OwnedFd, kind: &CString) -> Option<Result<Option<OwnedFd>>> {
+        let path = match kind.as_bytes() {
+            b"proc" => "/proc",
+            b"sysfs" => "/sys",
+            _ => return None,
+        };
+        let bind = || -> Result<Option<OwnedFd>> {
+            let tree = mount::clone_tree(AT_FDCWD, Path::new(path), Depth::Tree)?;
+            let attr = MountAttr { attr_clr: 0, ..self.options.named_attributes() };
+            mount::set_attributes(tree.as_fd(), Depth::Tree, &attr)?;
+            mount::attach(tree.as_fd(), target.as_fd(), c"")?;
+            crate::log::debug(|| format!("{path} is that of the namespaces around the container"));
+            Ok(Some(tree))
+        };
+        Some(bind())
     }
 
     /// Makes the mount before it is attached, for what is to be done with it later: to look it up by

@@ -17,7 +17,8 @@ pub struct User {
     at: Pointer,
     uid: u32,
     gid: u32,
-    groups: Vec<u32>,
+    /// None: the caller's are kept.
+    groups: Option<Vec<u32>>,
     umask: u32,
 }
 
@@ -25,14 +26,16 @@ pub struct User {
 const DEFAULT_UMASK: u32 = 0o022;
 
 impl User {
-    /// The process's user.
-    pub fn plan(process: &Process, at: &Pointer) -> Self {
+    /// The process's user. With `keep_groups` the caller's supplementary groups stay (crun's annotation
+    /// run.oci.keep_original_groups): the only way for an ordinary user to have them, who may not set
+    /// them.
+    pub fn plan(process: &Process, at: &Pointer, keep_groups: bool) -> Self {
         let user = process.user();
         User {
             at: at.key("user"),
             uid: user.uid(),
             gid: user.gid(),
-            groups: list(user.additional_gids()).to_vec(),
+            groups: (!keep_groups).then(|| list(user.additional_gids()).to_vec()),
             umask: user.umask().unwrap_or(DEFAULT_UMASK),
         }
     }
@@ -48,7 +51,12 @@ impl User {
 
 impl fmt::Display for User {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "user {}, group {}, groups {:?}, umask {:04o}", self.uid, self.gid, self.groups, self.umask)
+        write!(f, "user {}, group {}, ", self.uid, self.gid)?;
+        match &self.groups {
+            Some(groups) => write!(f, "groups {groups:?}, ")?,
+            None => f.write_str("the caller's groups, ")?,
+        }
+        write!(f, "umask {:04o}", self.umask)
     }
 }
 
@@ -59,11 +67,13 @@ impl Step for User {
             // A change from root to another takes the capabilities away unless told otherwise.
             identity::set_keep_capabilities(true)?;
         }
-        // Always, also to none: the caller's groups are not the container's.
-        match identity::set_groups(&self.groups).call(|| format!("setgroups({:?})", self.groups)) {
-            // A user namespace whose mapping an ordinary user made may not set any.
-            Err(failed) if failed.errno == Errno::EPERM && self.groups.is_empty() => {}
-            other => other.at(&self.at.key("additionalGids"))?,
+        // Else always, also to none: the caller's groups are not the container's.
+        if let Some(groups) = &self.groups {
+            match identity::set_groups(groups).call(|| format!("setgroups({groups:?})")) {
+                // A user namespace whose mapping an ordinary user made may not set any.
+                Err(failed) if failed.errno == Errno::EPERM && groups.is_empty() => {}
+                other => other.at(&self.at.key("additionalGids"))?,
+            }
         }
         // In a user namespace it became root there before.
         if (self.uid, self.gid) != (0, 0) || !identity::is_root_throughout() {
