@@ -104,6 +104,7 @@ fn rule(device: &LinuxDeviceCgroup, at: Pointer) -> Rule {
             | match char {
                 'r' => READ,
                 'w' => WRITE,
+                'a' => ALL,
                 _ => MKNOD,
             }
     });

@@ -53,6 +53,11 @@ impl Directory {
         self.path.join(name)
     }
 
+    /// Whether it is in the v2 hierarchy.
+    pub(super) fn is_v2(&self) -> bool {
+        self.controllers.is_empty()
+    }
+
     fn has(&self, controller: &str) -> bool {
         self.controllers.split(',').any(|one| one == controller)
     }
@@ -174,10 +179,7 @@ impl Cgroup {
     ) -> Result<()> {
         let path = self.directories[*index].path.clone();
         // A hybrid host's v2 hierarchy may be hidden, and another file system be in its place.
-        if !self.unified
-            && self.directories[*index].controllers.is_empty()
-            && !mount_point.join("cgroup.procs").exists()
-        {
+        if !self.unified && self.directories[*index].is_v2() && !mount_point.join("cgroup.procs").exists() {
             self.directories.remove(*index);
             return Ok(());
         }

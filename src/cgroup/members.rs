@@ -1,5 +1,6 @@
 //! What is in a container's cgroups: stopping it, signalling it, and removing them with what is nested.
 
+use super::ROOT;
 use super::group::{Cgroup, Claim, Directory};
 use crate::error::{Context, Error, Result};
 use crate::sys::Call;
@@ -146,7 +147,25 @@ impl Cgroup {
                 Claim::Found => {}
             }
         }
+        self.remove_parents();
         failures.into_result().doing(|| "cannot remove the container's cgroup".into())
+    }
+
+    /// In the v2 hierarchy of a hybrid host nobody else may know of the cgroups above the container's,
+    /// which were made for it or one beside it: those that are empty go, unless they are systemd's.
+    fn remove_parents(&self) {
+        let hybrid = self.own().filter(|directory| !self.unified && directory.is_v2());
+        for directory in hybrid {
+            let below_root = |above: &&Path| above.parent().is_some_and(|parent| parent != Path::new(ROOT));
+            for above in directory.path.ancestors().skip(1).take_while(below_root) {
+                let name = above.to_string_lossy();
+                let is_systemds =
+                    [".slice", ".scope", ".service"].iter().any(|suffix| name.ends_with(suffix));
+                if is_systemds || file::rmdir(above).is_err() {
+                    break;
+                }
+            }
+        }
     }
 }
 

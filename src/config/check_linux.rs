@@ -282,8 +282,9 @@ pub fn check_resources(resources: &LinuxResources, at: &Pointer) -> Result<()> {
         if matches!(device.typ(), Some(U | P)) {
             return Err(Error::new("a rule is for type a, b or c").at(at.key("type")));
         }
+        // Some write `a`, as the type has it, for all.
         let access = device.access().as_deref().unwrap_or_default();
-        if access.is_empty() || !access.chars().all(|char| "rwm".contains(char)) {
+        if access.is_empty() || !access.chars().all(|char| "rwma".contains(char)) {
             return Err(Error::new(format!("{access:?} is not made of r, w and m")).at(at.key("access")));
         }
         for (key, number) in [("major", device.major()), ("minor", device.minor())] {

@@ -22,9 +22,13 @@ pub fn are_made(config: &Config) -> bool {
     !namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Mount)
 }
 
-/// The numbers of the mounts below `rootfs`, in the order in which they were made.
+/// The numbers of the mounts at and below `rootfs`, in the order in which they were made.
 pub fn below(rootfs: &Path) -> Result<Vec<i32>> {
-    Ok(mounts()?.into_iter().filter(|(_, point)| is_below(point, rootfs)).map(|(number, _)| number).collect())
+    Ok(mounts()?
+        .into_iter()
+        .filter(|(_, point)| point.starts_with(rootfs))
+        .map(|(number, _)| number)
+        .collect())
 }
 
 /// Those that are there now and weren't `before`.
@@ -37,15 +41,13 @@ pub fn unmount(rootfs: &Path, numbers: &[i32]) -> Result<()> {
     if numbers.is_empty() {
         return Ok(());
     }
-    let root = Root::open(rootfs)?;
-    let ours: Vec<_> = mounts()?
-        .into_iter()
-        .filter(|(number, point)| numbers.contains(number) && is_below(point, rootfs))
-        .collect();
+    let is_ours = |(number, point): &(i32, PathBuf)| numbers.contains(number) && point.starts_with(rootfs);
+    let ours: Vec<_> = mounts()?.into_iter().filter(is_ours).collect();
     for (number, point) in ours.iter().rev() {
-        let within = point.strip_prefix(rootfs).unwrap_or(point);
+        let root = Root::open(rootfs)?;
+        let within = Path::new("/").join(point.strip_prefix(rootfs).unwrap_or(point));
         // What was in the container could have put a link in the way meanwhile.
-        let fd = root.resolve(within, OFlag::O_PATH, Links::Refuse)?;
+        let fd = root.resolve(&within, OFlag::O_PATH, Links::Refuse)?;
         if number_of(&fd)? != Some(*number) {
             return Err(Error::new(format!("{point:?} is not the mount any more that was made there")));
         }
@@ -53,10 +55,6 @@ pub fn unmount(rootfs: &Path, numbers: &[i32]) -> Result<()> {
         mount::detach(&path).doing(|| format!("cannot unmount {point:?}"))?;
     }
     Ok(())
-}
-
-fn is_below(point: &Path, rootfs: &Path) -> bool {
-    point.starts_with(rootfs) && point != rootfs
 }
 
 /// All mounts: (number, mount point).

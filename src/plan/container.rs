@@ -4,7 +4,7 @@ use super::{Namespaces, Plan, Steps};
 use crate::cgroup;
 use crate::config::{Config, list};
 use crate::container::spec_state;
-use crate::error::{Error, Pointer, Result};
+use crate::error::{Pointer, Result};
 use crate::host::Host;
 use crate::resctrl;
 use crate::steps::WaitForRuntime;
@@ -56,7 +56,6 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
     let linux = spec.linux().as_ref();
     let mut namespaces = Namespaces::plan(spec);
     let user_namespace = namespaces.has(CloneFlags::CLONE_NEWUSER);
-    check_mount_namespace(spec, &namespaces)?;
 
     let mut cgroup = cgroup::compile(spec, &request.id, &host.cgroups, request.cgroup_manager)?;
     cgroup.owner = cgroup_owner(spec, &namespaces);
@@ -123,7 +122,8 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
         (true, true) => Change::Move,
         (true, false) => Change::Pivot,
     };
-    steps.add(&at("/root"), PrepareRoot { path: config.rootfs(), propagation, change });
+    let read_only = spec.root().as_ref().and_then(|root| root.readonly()) == Some(true);
+    steps.add(&at("/root"), PrepareRoot { path: config.rootfs(), propagation, change, read_only });
     for (index, mount) in list(spec.mounts()).iter().enumerate() {
         let at = at("/mounts").index(index);
         if cgroup_mount::is_one(mount) {
@@ -157,7 +157,7 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
         steps.add_some(&at("/process/terminal"), Console::plan(process, &at("/process"), own_dev));
     }
     steps.add(&at("/mounts"), ReadOnlyLater);
-    if spec.root().as_ref().and_then(|root| root.readonly()) == Some(true) {
+    if read_only {
         steps.add(&at("/root/readonly"), ReadOnlyRoot);
     }
     if let Some(linux) = linux {
@@ -191,22 +191,6 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
         }
     }
     Ok(plan)
-}
-
-/// In a container without a mount namespace its mounts are made below its root on the host, and taken
-/// back when it is deleted; but the host's file system itself isn't made read-only.
-fn check_mount_namespace(spec: &Spec, namespaces: &Namespaces) -> Result<()> {
-    if namespaces.has(CloneFlags::CLONE_NEWNS) {
-        return Ok(());
-    }
-    match spec.root().as_ref().and_then(|root| root.readonly()) {
-        Some(true) => {
-            Err(Error::new("it would change the host's mounts: the container has no mount namespace")
-                .at(Pointer::to("/root/readonly"))
-                .hint("add {\"type\": \"mount\"} to /linux/namespaces"))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// The user whom the cgroup is given (config-linux.md, "Cgroup ownership"): of a container that
@@ -316,7 +300,9 @@ pub(super) fn add_process(
         None => None,
     };
     if let Some(filter) = &filter {
-        crate::log::debug(|| format!("seccomp filter flags: {}", filter.flags));
+        // Without TSYNC, which is for processes with threads: so runc counts them.
+        let flags = filter.flags & !(libc::SECCOMP_FILTER_FLAG_TSYNC as u32);
+        crate::log::debug(|| format!("seccomp filter flags: {flags}"));
     }
     let seccomp = filter.map(|filter| LoadSeccomp { filter, privileged: !no_new_privileges });
     let seccomp_at = Pointer::to("/linux/seccomp");

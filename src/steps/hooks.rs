@@ -229,7 +229,9 @@ impl Step for RunHooks {
         state["pid"] = std::process::id().into();
         let own = (self.kind == Kind::CreateContainer).then(|| umask(init.umask));
         let directory = self.directory.as_deref().unwrap_or(Path::new("."));
-        let result = run_with(self.kind, &self.hooks, &state, directory, &self.environment);
+        let home = init.found.home.as_ref().map(|home| format!("HOME={home}"));
+        let environment: Vec<_> = self.environment.iter().cloned().chain(home).collect();
+        let result = run_with(self.kind, &self.hooks, &state, directory, &environment);
         own.map(umask);
         result
     }

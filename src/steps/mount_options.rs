@@ -2,6 +2,7 @@
 
 use crate::sys::mount::{self, Depth, MountAttr};
 use libc::c_ulong;
+use nix::sys::statvfs::FsFlags;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 
@@ -252,6 +253,17 @@ impl Options {
             attr.attr_clr |= access_time;
         }
         Some(attr)
+    }
+
+    /// Whether the options set another way of keeping the access time than a mount with these flags has.
+    pub fn changes_access_time(&self, has: FsFlags) -> bool {
+        if self.set & ATIME == 0 {
+            return false;
+        }
+        let never = self.set & libc::MS_NOATIME != 0 && self.set & libc::MS_STRICTATIME == 0;
+        let no_directories = self.set & libc::MS_NODIRATIME != 0;
+        // musl doesn't tell relatime from strictatime, of which neither hides more than the other.
+        (never, no_directories) != (has.contains(FsFlags::ST_NOATIME), has.contains(FsFlags::ST_NODIRATIME))
     }
 
     /// Only what the options name: for a mount whose other flags are locked, as all are that a

@@ -374,6 +374,11 @@ impl Mount {
                 attr.attr_clr &= !locked;
             }
         }
+        if self.options.changes_access_time(flags) {
+            let call = format!("mount_setattr({}, attr_set={:#x})", tree.as_raw_fd(), attr.attr_set);
+            let hint = "in a user namespace a mount keeps the access time that its source has on the host";
+            return Err(Error::from(Failed { call, errno: Errno::EPERM }).hint(hint));
+        }
         Ok(Some(attr))
     }
 

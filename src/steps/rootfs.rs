@@ -63,11 +63,16 @@ pub struct PrepareRoot {
     pub propagation: Propagation,
     /// How the root will be changed.
     pub change: Change,
+    /// Whether it will be made read-only.
+    pub read_only: bool,
 }
 
 impl fmt::Display for PrepareRoot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.change {
+            Change::Chroot if self.read_only => {
+                write!(f, "bind {} to itself on the host", self.path.display())
+            }
             Change::Chroot => write!(f, "open {}", self.path.display()),
             _ => {
                 let of_the_host = match self.propagation.of_the_host() {
@@ -87,6 +92,9 @@ impl Step for PrepareRoot {
             if self.propagation.is_shared() {
                 make_private_around(&self.path)?;
             }
+        }
+        // Without a mount namespace only what has to be a mount is made one: for the host it is one, too.
+        if self.change != Change::Chroot || self.read_only {
             let source = std::ffi::CString::new(self.path.as_os_str().as_encoded_bytes())
                 .map_err(|_| Error::new("contains a NUL character"))?;
             mount::mount(Some(&source), &self.path, None, libc::MS_BIND | libc::MS_REC, None)?;
