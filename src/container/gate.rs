@@ -47,25 +47,45 @@ pub enum Event {
     Ended(i32),
 }
 
-/// Waits at the gate for somebody to come, or for a signal that ends a container which hasn't started.
-pub fn wait(gate: BorrowedFd<'_>) -> Result<Event> {
-    let ending: SigSet = ENDING.into_iter().collect();
-    let mut before = SigSet::empty();
-    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&ending), Some(&mut before))
-        .call(|| "sigprocmask(SIG_BLOCK)".into())?;
-    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-    let signals = SignalFd::with_flags(&ending, flags).call(|| "signalfd4".into())?;
-    let mut fds = [PollFd::new(gate, PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-    while let Err(errno) = poll(&mut fds, PollTimeout::NONE) {
-        if errno != Errno::EINTR {
-            Err(errno).call(|| "poll(start.sock)".into())?;
+/// Signals that end a wait which hasn't begun yet: from here on none is lost.
+pub struct Watch {
+    signals: SignalFd,
+    /// The mask that the program is to have.
+    before: SigSet,
+}
+
+impl Watch {
+    /// Begins to watch.
+    pub fn begin() -> Result<Self> {
+        let ending: SigSet = ENDING.into_iter().collect();
+        let mut before = SigSet::empty();
+        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&ending), Some(&mut before))
+            .call(|| "sigprocmask(SIG_BLOCK)".into())?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let signals = SignalFd::with_flags(&ending, flags).call(|| "signalfd4".into())?;
+        Ok(Watch { signals, before })
+    }
+
+    /// Waits at the gate for somebody to come, or for a signal that ends a container which hasn't started.
+    pub fn wait_at(&self, gate: BorrowedFd<'_>) -> Result<Event> {
+        let mut fds =
+            [PollFd::new(gate, PollFlags::POLLIN), PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        while let Err(errno) = poll(&mut fds, PollTimeout::NONE) {
+            if errno != Errno::EINTR {
+                Err(errno).call(|| "poll(start.sock)".into())?;
+            }
+        }
+        match self.signals.read_signal() {
+            Ok(Some(signal)) => Ok(Event::Ended(signal.ssi_signo as i32)),
+            _ => accept(gate).map(Event::Visitor),
         }
     }
-    if let Ok(Some(signal)) = signals.read_signal() {
-        return Ok(Event::Ended(signal.ssi_signo as i32));
+
+    /// The program is about to run: signals are its own.
+    pub fn end(self) -> Result<()> {
+        let restored = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.before), None);
+        Ok(restored.call(|| "sigprocmask(SIG_SETMASK)".into())?)
     }
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None).call(|| "sigprocmask(SIG_SETMASK)".into())?;
-    accept(gate).map(Event::Visitor)
 }
 
 fn accept(gate: BorrowedFd<'_>) -> Result<OwnedFd> {

@@ -87,11 +87,17 @@ fn make(plan: &Plan, start: Start, first: RawFd, init: &mut Init) -> Error {
         // nothing open that leads past a mask or to the host (CVE-2016-9962).
         let gate = if let Start::AtGate(gate) = &start { gate.as_raw_fd() } else { -1 };
         close_all_but(first, &mut [gate, init.link.as_fd().as_raw_fd()]);
+        // Before anybody can know that it is ready: a signal that comes right then counts.
+        let watch = matches!(start, Start::AtGate(_)).then(gate::Watch::begin).transpose()?;
         init.link.send(&Message::Ready)?;
         match start {
             Start::AtOnce => {}
             Start::WhenTold => init.wait_for(&Message::Start)?,
-            Start::AtGate(gate) => init.link = wait_at(&gate)?,
+            Start::AtGate(gate) => {
+                if let Some(watch) = watch {
+                    init.link = wait_at(&gate, watch)?;
+                }
+            }
         }
         plan.finish.apply(init)
     };
@@ -103,14 +109,15 @@ fn make(plan: &Plan, start: Start, first: RawFd, init: &mut Init) -> Error {
 }
 
 /// Waits for somebody who says `Start`; one who only looks whether it still waits says nothing.
-fn wait_at(gate: &OwnedFd) -> Result<Link> {
+fn wait_at(gate: &OwnedFd, watch: gate::Watch) -> Result<Link> {
     loop {
-        let link = match gate::wait(gate.as_fd())? {
+        let link = match watch.wait_at(gate.as_fd())? {
             gate::Event::Visitor(socket) => Link::over(socket),
             // As a shell has it for a program that was ended so.
             gate::Event::Ended(signal) => exit(128 + signal),
         };
         if link.expect(&Message::Start)? {
+            watch.end()?;
             return Ok(link);
         }
     }

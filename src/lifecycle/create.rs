@@ -9,6 +9,7 @@ use crate::error::{Context, Error, Pointer, Result};
 use crate::host::Host;
 use crate::launch::foreground::take_signals;
 use crate::launch::init::{self, Luggage, Start};
+use crate::launch::notify::Notify;
 use crate::launch::spawn::{Destination, Joined, close_to_tracers, is_own, open_namespaces, spawn};
 use crate::launch::start::Waits;
 use crate::launch::{Child, idmap, notify, trees};
@@ -76,6 +77,8 @@ pub struct Created {
     pub waits: Waits,
     /// This process's signals, where it will stay with the container.
     pub signals: Option<SignalFd>,
+    /// Where the program will say that it is ready, if it starts before this process comes back to it.
+    pub notify: Option<Notify>,
 }
 
 /// The command.
@@ -117,12 +120,13 @@ pub fn create(global: &Global, options: &Options, config: &Config, mode: Mode) -
     let directory = global.store.claim(&options.id)?;
     let state = describe(config, &plan, &options.id);
     let hosts = host_mounts::are_made(config).then(|| host_mounts::below(&config.rootfs())).transpose()?;
-    let mut attempt = Attempt { container: Container { directory, state }, child: None, hosts };
+    let mut attempt = Attempt { container: Container { directory, state }, child: None, hosts, notify: None };
     match attempt.make(config, plan, options, kept.listen + kept.preserved, mode) {
         Ok((link, terminal, signals)) => {
             let child = attempt.child.ok_or_else(|| Error::new("the container has no process"))?;
             let waits = if mode == Mode::Create || terminal.is_some() { Waits::ToBeTold } else { Waits::Not };
-            Ok(Created { container: attempt.container, child, link, terminal, waits, signals })
+            let (container, notify) = (attempt.container, attempt.notify);
+            Ok(Created { container, child, link, terminal, waits, signals, notify })
         }
         Err(error) => {
             if let Err(other) = attempt.note_host_mounts() {
@@ -234,6 +238,7 @@ struct Attempt {
     child: Option<Child>,
     /// The mounts below its root on the host, before: where its own will be the host's.
     hosts: Option<Vec<i32>>,
+    notify: Option<Notify>,
 }
 
 impl Attempt {
@@ -260,6 +265,8 @@ impl Attempt {
         container.save(config)?;
         if notify::is_wanted() {
             notify::make_directory(&container.directory)?;
+            self.notify =
+                (mode != Mode::Create).then(|| Notify::listen(&container.directory)).transpose()?.flatten();
         }
         // What hasn't been made yet is nothing to take back.
         let planned = std::mem::take(&mut container.state.cgroup);

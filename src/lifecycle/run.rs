@@ -5,7 +5,6 @@ use super::{Global, delete, start, write_pid_file};
 use crate::config::Config;
 use crate::error::{Error, Pointer, Result};
 use crate::launch::foreground::{self, Foreground};
-use crate::launch::notify::Notify;
 use crate::plan::Namespaces;
 use nix::sched::CloneFlags;
 
@@ -34,20 +33,19 @@ pub fn run(global: &Global, options: &Options) -> Result<i32> {
         foreground::become_subreaper()?;
     }
     let mode = if options.detach { Mode::Detached } else { Mode::Foreground };
-    let Created { mut container, child, link, terminal, waits, signals } =
+    let Created { mut container, child, link, terminal, waits, signals, notify } =
         create(global, &options.create, &config, mode)?;
-    let begin = || -> Result<(Option<Foreground>, Option<Notify>)> {
+    let begin = || -> Result<Option<Foreground>> {
         let stay = signals.map(|signals| Foreground::prepare(signals, terminal)).transpose()?;
-        let notify = Notify::listen(&container.directory)?;
         start::begin(&container, &link, waits)?;
         if let Some(path) = &options.create.pid_file {
             write_pid_file(path, child.pid)?;
         }
         container.directory.unlock()?;
-        Ok((stay, notify))
+        Ok(stay)
     };
     // The caller's terminal is given back before anything is printed to it.
-    let (stay, notify) = begin().inspect_err(|_| delete::clean_up(&container, true))?;
+    let stay = begin().inspect_err(|_| delete::clean_up(&container, true))?;
     let Some(mut stay) = stay else {
         start::wait_until_ready(&container, notify)?;
         return Ok(0);

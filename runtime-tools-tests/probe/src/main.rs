@@ -33,6 +33,7 @@ const USAGE: &str = "usage: probe COMMAND
   orphan                  leave a child behind, which waits
   syscall NUMBER [ARGUMENT]...  print what it returns
   eat MIB                 use that much memory, then print 'ate'
+  notify TEXT             send TEXT to NOTIFY_SOCKET, and wait, or end with THEN=exit
   hook FILE [STATUS]      append arguments, environment and stdin to FILE as a line of JSON
 ";
 
@@ -112,6 +113,7 @@ fn run(words: &[&str]) -> Result<u8> {
             memory.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
             println!("ate {}", std::hint::black_box(memory).len() >> 20);
         }
+        ["notify", text] => return notify(text),
         ["hook", file, rest @ ..] => return hook(file, rest),
         _ => {
             eprint!("{USAGE}");
@@ -166,6 +168,16 @@ fn stat(path: &str) -> serde_json::Value {
         "minor": nix::sys::stat::minor(stat.rdev()),
         "target": fs::read_link(path).ok(),
     })
+}
+
+fn notify(text: &str) -> Result<u8> {
+    let path = std::env::var("NOTIFY_SOCKET").map_err(std::io::Error::other)?;
+    std::os::unix::net::UnixDatagram::unbound()?.send_to(text.as_bytes(), &path)?;
+    if std::env::var_os("THEN").is_some() {
+        println!("{path}");
+        return Ok(0);
+    }
+    wait(&[Signal::SIGTERM, Signal::SIGINT])
 }
 
 fn hook(file: &str, rest: &[&str]) -> Result<u8> {

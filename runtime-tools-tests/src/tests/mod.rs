@@ -1,7 +1,9 @@
 //! The tests, by what they are about.
 
+mod apparmor;
 mod cgroups;
 mod commands;
+mod contracts;
 mod devices;
 mod engines;
 mod errors;
@@ -11,6 +13,7 @@ mod hooks;
 mod lifecycle;
 mod mounts;
 mod namespaces;
+mod notify;
 mod process;
 mod rootfs;
 mod rootless;
@@ -40,6 +43,9 @@ pub fn all() -> Vec<Test> {
         update::TESTS,
         events::TESTS,
         engines::TESTS,
+        apparmor::TESTS,
+        notify::TESTS,
+        contracts::TESTS,
         rootless::TESTS,
         security::TESTS,
     ]
