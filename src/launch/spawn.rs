@@ -34,6 +34,9 @@ pub struct Destination<'a> {
     pub pid_namespace: Option<(CloneFlags, OwnedFd)>,
     /// The user namespace that it is made from, where this process can't do it from its own.
     pub user_namespace: Option<(CloneFlags, OwnedFd)>,
+    /// Namespaces that it joins later, but that may belong to the user namespace which this process is in:
+    /// they are entered before that is left, as far as they can be.
+    pub joined: Joined,
     /// The cgroup v2 directory that it is cloned into.
     pub cgroup: Option<BorrowedFd<'a>>,
     /// The directory to take where that one can't hold processes.
@@ -73,20 +76,6 @@ pub fn open_namespaces(namespaces: &Namespaces) -> Result<(Option<OwnedFd>, Opti
         }
     }
     Ok((pid, user, others))
-}
-
-/// Whether a namespace that is joined is the one that this process is in.
-pub fn is_own(kind: CloneFlags, joined: BorrowedFd<'_>) -> Result<bool> {
-    let file = match kind {
-        CloneFlags::CLONE_NEWNET => "net",
-        CloneFlags::CLONE_NEWIPC => "ipc",
-        CloneFlags::CLONE_NEWUTS => "uts",
-        _ => return Ok(false),
-    };
-    let path = format!("/proc/self/ns/{file}");
-    let own = nix::sys::stat::stat(path.as_str()).call(|| format!("stat({path:?})"))?;
-    let other = nix::sys::stat::fstat(joined).call(|| "fstat(namespace)".into())?;
-    Ok((own.st_dev, own.st_ino) == (other.st_dev, other.st_ino))
 }
 
 /// Makes the process, which runs `child`, from which it must not return.
@@ -172,6 +161,11 @@ fn spawn_by_hop(to: Destination<'_>, child: impl FnOnce()) -> Result<Child> {
 
 fn hop(to: Destination<'_>, runtime: BorrowedFd<'_>, child: impl FnOnce()) -> ! {
     let make = || -> Result<Fork> {
+        let early = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+        for (kind, namespace) in to.joined.iter().filter(|(kind, _)| early.contains(*kind)) {
+            // Else it may belong to the user namespace that is entered, and is entered from there.
+            let _ = setns(namespace.as_fd(), *kind);
+        }
         for (kinds, namespace) in to.user_namespace.iter().chain(&to.pid_namespace) {
             enter(namespace, *kinds)?;
         }

@@ -10,12 +10,13 @@ use crate::host::Host;
 use crate::launch::foreground::take_signals;
 use crate::launch::init::{self, Luggage, Start};
 use crate::launch::notify::Notify;
-use crate::launch::spawn::{Destination, Joined, close_to_tracers, is_own, open_namespaces, spawn};
+use crate::launch::spawn::{Destination, Joined, close_to_tracers, open_namespaces, spawn};
 use crate::launch::start::Waits;
 use crate::launch::{Child, idmap, notify, trees};
 use crate::link::{Link, Message};
 use crate::plan::{self, Plan, Request};
 use crate::steps::hooks::{self, Kind};
+use crate::steps::namespaces::is_own;
 use crate::steps::net_devices;
 use crate::steps::rootfs::check_directory;
 use crate::steps::trees::Tree;
@@ -299,8 +300,13 @@ impl Attempt {
             // it is then closed after.
             close_to_tracers()?;
         }
+        let early = match user_namespace {
+            Some(_) => copies(&joined)?,
+            None => Joined::new(),
+        };
         let destination = Destination {
             new,
+            joined: early,
             pid_namespace: pid_namespace.map(|fd| (CloneFlags::CLONE_NEWPID, fd)),
             user_namespace: user_namespace.map(|fd| (CloneFlags::CLONE_NEWUSER, fd)),
             cgroup: cgroup.as_ref().map(AsFd::as_fd),
@@ -387,6 +393,11 @@ fn network_to_join(plan: &Plan, joined: &Joined) -> Result<Option<OwnedFd>> {
     let network = joined.iter().find(|(kind, _)| *kind == CloneFlags::CLONE_NEWNET);
     let network = network.filter(|_| !plan.net_devices.is_empty());
     Ok(network.map(|(_, fd)| fd.try_clone()).transpose().call(|| "fcntl(F_DUPFD_CLOEXEC)".into())?)
+}
+
+fn copies(joined: &Joined) -> Result<Joined> {
+    let copy = |(kind, fd): &(CloneFlags, OwnedFd)| Ok((*kind, fd.try_clone()?));
+    Ok(joined.iter().map(copy).collect::<std::io::Result<_>>().call(|| "fcntl(F_DUPFD_CLOEXEC)".into())?)
 }
 
 fn network_of(pid: Pid) -> Result<OwnedFd> {

@@ -10,7 +10,7 @@ use crate::host::Host;
 use crate::launch::Child;
 use crate::launch::foreground::{Foreground, become_subreaper, take_signals};
 use crate::launch::init::{self, Luggage, Start};
-use crate::launch::spawn::{Destination, close_to_tracers, spawn};
+use crate::launch::spawn::{Destination, Joined, close_to_tracers, spawn};
 use crate::launch::start::{self, Waits};
 use crate::link::{Link, Message};
 use crate::plan::{self, ExecRequest, Plan};
@@ -146,6 +146,7 @@ fn enter(
     let beside_init = move || Cgroup::of_process(init)?.descriptor();
     let destination = Destination {
         new: CloneFlags::empty(),
+        joined: Joined::new(),
         pid_namespace: part(CloneFlags::CLONE_NEWPID)?,
         user_namespace: part(first)?,
         cgroup: directory.as_ref().map(AsFd::as_fd),

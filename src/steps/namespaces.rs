@@ -12,7 +12,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType};
 use nix::unistd::{chroot, fchdir};
 use oci_spec::runtime::Linux;
 use std::fmt;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 /// CLONE_NEWTIME, which nix doesn't have.
@@ -137,6 +137,20 @@ impl Step for LoopbackUp {
     }
 }
 
+/// Whether a namespace that is joined is the one that this process is in.
+pub fn is_own(kind: CloneFlags, joined: BorrowedFd<'_>) -> Result<bool> {
+    let file = match kind {
+        CloneFlags::CLONE_NEWNET => "net",
+        CloneFlags::CLONE_NEWIPC => "ipc",
+        CloneFlags::CLONE_NEWUTS => "uts",
+        _ => return Ok(false),
+    };
+    let path = format!("/proc/self/ns/{file}");
+    let own = nix::sys::stat::stat(path.as_str()).call(|| format!("stat({path:?})"))?;
+    let other = nix::sys::stat::fstat(joined).call(|| "fstat(namespace)".into())?;
+    Ok((own.st_dev, own.st_ino) == (other.st_dev, other.st_ino))
+}
+
 /// Joins the namespaces that the runtime has opened (setns(2)), and goes to the container's root where
 /// none of them has it.
 pub struct JoinNamespaces;
@@ -150,7 +164,11 @@ impl fmt::Display for JoinNamespaces {
 impl Step for JoinNamespaces {
     fn apply(&self, init: &mut Init) -> Result<()> {
         for (kinds, namespace) in init.namespaces.drain(..) {
-            setns(namespace.as_fd(), kinds).call(|| format!("setns({kinds:?})"))?;
+            match setns(namespace.as_fd(), kinds).call(|| format!("setns({kinds:?})")) {
+                // It was entered on the way, with rights that aren't there any more.
+                Err(failed) if failed.errno == Errno::EPERM && is_own(kinds, namespace.as_fd())? => {}
+                other => other?,
+            }
         }
         match &init.root {
             Some(root) => {
