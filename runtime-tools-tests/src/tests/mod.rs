@@ -1,5 +1,6 @@
 //! The tests, by what they are about.
 
+mod cgroup_paths;
 mod cgroups;
 mod commands;
 mod devices;
@@ -7,17 +8,22 @@ mod engines;
 mod errors;
 mod events;
 mod exec;
+mod features;
 mod hooks;
 mod lifecycle;
+mod mount_options;
 mod mounts;
 mod namespaces;
+mod net_devices;
 mod process;
 mod rootfs;
 mod rootless;
 mod seccomp;
 mod security;
+mod systemd;
 mod terminal;
 mod update;
+mod values;
 
 use crate::harness::Test;
 
@@ -26,13 +32,18 @@ pub fn all() -> Vec<Test> {
     [
         lifecycle::TESTS,
         commands::TESTS,
+        features::TESTS,
         errors::TESTS,
+        values::TESTS,
         process::TESTS,
         namespaces::TESTS,
+        net_devices::TESTS,
         rootfs::TESTS,
         mounts::TESTS,
+        mount_options::TESTS,
         devices::TESTS,
         cgroups::TESTS,
+        cgroup_paths::TESTS,
         seccomp::TESTS,
         hooks::TESTS,
         terminal::TESTS,
@@ -41,6 +52,7 @@ pub fn all() -> Vec<Test> {
         events::TESTS,
         engines::TESTS,
         rootless::TESTS,
+        systemd::TESTS,
         security::TESTS,
     ]
     .concat()

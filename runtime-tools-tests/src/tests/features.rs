@@ -1,0 +1,254 @@
+//! What `features` lists has to be taken where the configuration has it.
+
+use crate::case::Case;
+use crate::harness::Verdict;
+use crate::{ensure, tests};
+use serde_json::{Value, json};
+
+tests![
+    "features.md, Specification version" => versions,
+    "features.md: only properties of the specification" => only_known_properties,
+    "features.md, Hooks" => hooks,
+    "features.md, Mount Options" => mount_options,
+    "features.md, Annotations" => annotations,
+    "features-linux.md, Namespaces" => namespaces,
+    "features-linux.md, Capabilities" => capabilities,
+    "features-linux.md, Seccomp" => seccomp,
+    "features-linux.md, MemoryPolicy" => memory_policy,
+];
+
+fn features(case: &Case) -> Verdict<Value> {
+    let output = case.call(&["features"])?;
+    if output.status != 0 {
+        crate::skip!("the runtime has no features");
+    }
+    output.json()
+}
+
+/// The names in a list; there are none where the property is missing.
+fn names<'a>(features: &'a Value, pointer: &str) -> Vec<&'a str> {
+    features
+        .pointer(pointer)
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
+}
+
+/// The container runs, or what is said of the failure isn't that the word is unknown: the host may
+/// lack what the runtime knows.
+fn recognised(case: &Case, word: &str, change: impl FnOnce(&mut Value)) -> Verdict {
+    let bundle = case.bundle(change)?;
+    let output = case.run(&bundle)?;
+    let unknown = ["unknown", "nknown ", "not supported", "nsupported", "nvalid", "xpected"];
+    ensure!(
+        output.status == 0 || !unknown.iter().any(|text| output.stderr.contains(text)),
+        "{word} is listed, but: {:?}",
+        output.stderr.trim()
+    );
+    Ok(())
+}
+
+fn versions(case: &Case) -> Verdict {
+    let features = features(case)?;
+    let numbers = |field: &str| -> Vec<u32> {
+        let version = features[field].as_str().unwrap_or_default();
+        let core = version.split(['-', '+']).next().unwrap_or_default();
+        core.split('.').filter_map(|part| part.parse().ok()).collect()
+    };
+    let (least, most) = (numbers("ociVersionMin"), numbers("ociVersionMax"));
+    ensure!(least.len() == 3 && most.len() == 3, "versions: {features}");
+    ensure!(least <= most, "ociVersionMax {most:?} is less than ociVersionMin {least:?}");
+    for field in ["ociVersionMin", "ociVersionMax"] {
+        case.report(|config| config["ociVersion"] = features[field].clone())?;
+    }
+    Ok(())
+}
+
+fn only_known_properties(case: &Case) -> Verdict {
+    let features = features(case)?;
+    let known: [(&str, &[&str]); 11] = [
+        (
+            "",
+            &[
+                "ociVersionMin",
+                "ociVersionMax",
+                "hooks",
+                "mountOptions",
+                "linux",
+                "annotations",
+                "potentiallyUnsafeConfigAnnotations",
+            ],
+        ),
+        (
+            "/linux",
+            &[
+                "namespaces",
+                "capabilities",
+                "cgroup",
+                "seccomp",
+                "apparmor",
+                "selinux",
+                "memoryPolicy",
+                "intelRdt",
+                "mountExtensions",
+                "netDevices",
+            ],
+        ),
+        ("/linux/cgroup", &["v1", "v2", "systemd", "systemdUser", "rdma"]),
+        ("/linux/seccomp", &["enabled", "actions", "operators", "archs", "knownFlags", "supportedFlags"]),
+        ("/linux/apparmor", &["enabled"]),
+        ("/linux/selinux", &["enabled"]),
+        ("/linux/memoryPolicy", &["modes", "flags"]),
+        ("/linux/intelRdt", &["enabled", "schemata", "monitoring"]),
+        ("/linux/mountExtensions", &["idmap"]),
+        ("/linux/mountExtensions/idmap", &["enabled"]),
+        ("/linux/netDevices", &["enabled"]),
+    ];
+    for (pointer, known) in known {
+        for (name, _) in features.pointer(pointer).and_then(Value::as_object).into_iter().flatten() {
+            ensure!(known.contains(&name.as_str()), "{pointer}/{name} is not in the specification");
+        }
+    }
+    Ok(())
+}
+
+fn hooks(case: &Case) -> Verdict {
+    let features = features(case)?;
+    for name in names(&features, "/hooks") {
+        let bundle = case.bundle(|config| {
+            // It is executed: without a program it fails, except where a failure is a warning.
+            config["hooks"] = json!({ name: [{ "path": "/no/such/hook" }] });
+        })?;
+        let output = case.run(&bundle)?;
+        let warned = ["poststop", "poststart"].contains(&name) && output.stderr.contains("/no/such/hook");
+        ensure!(output.status != 0 || warned, "{name} is listed, but not executed");
+    }
+    Ok(())
+}
+
+fn mount_options(case: &Case) -> Verdict {
+    let features = features(case)?;
+    for option in names(&features, "/mountOptions") {
+        let bundle = case.bundle(|config| {
+            let bind = ["bind", "rbind"].contains(&option);
+            let mut mount =
+                json!({ "destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": [option] });
+            if bind {
+                mount["source"] = json!("/etc");
+            }
+            let mounts = config["mounts"].as_array_mut().unwrap();
+            if option == "remount" {
+                mounts.push(json!({ "destination": "/tmp", "type": "tmpfs", "source": "tmpfs" }));
+            }
+            mounts.push(mount);
+            config["process"]["args"] = crate::case::probe(&["exit", "0"]);
+        })?;
+        let output = case.run(&bundle)?;
+        // tmpfs has no mandatory locks, POSIX ACLs everywhere, nor id-mapped mounts of old.
+        let excused = ["acl", "noacl", "mand", "nomand", "idmap", "ridmap"].contains(&option);
+        ensure!(output.status == 0 || excused, "{option} is listed, but: {:?}", output.stderr.trim());
+        // One that it doesn't know would go to the file system as data.
+        ensure!(
+            !output.stderr.contains(&format!("unknown option {option:?}"))
+                && !output.stderr.contains("Unknown parameter"),
+            "{option} is listed, but: {:?}",
+            output.stderr.trim()
+        );
+    }
+    Ok(())
+}
+
+fn annotations(case: &Case) -> Verdict {
+    let features = features(case)?;
+    for (key, value) in features["annotations"].as_object().into_iter().flatten() {
+        ensure!(!key.is_empty() && value.is_string(), "{key:?}: {value}");
+    }
+    ensure!(features["annotations"].is_object() || features["annotations"].is_null(), "no map: {features}");
+    Ok(())
+}
+
+fn namespaces(case: &Case) -> Verdict {
+    let features = features(case)?;
+    for kind in names(&features, "/linux/namespaces") {
+        recognised(case, kind, |config| {
+            let all = config["linux"]["namespaces"].as_array_mut().unwrap();
+            if kind == "user" {
+                return crate::case::add_user_namespace(config, 65_536);
+            }
+            if !all.iter().any(|entry| entry["type"] == kind) {
+                all.push(json!({ "type": kind }));
+            }
+        })?;
+    }
+    Ok(())
+}
+
+fn capabilities(case: &Case) -> Verdict {
+    let features = features(case)?;
+    let all = names(&features, "/linux/capabilities");
+    if all.is_empty() {
+        crate::skip!("the runtime lists none");
+    }
+    // Not all may be the host's to give; one that is unknown is named as such.
+    for name in &all {
+        ensure!(caps_known(name), "{name} is no capability");
+    }
+    let report = case.report(|config| config["process"]["capabilities"]["bounding"] = json!(all))?;
+    let own = crate::case::own_bounding_set()?;
+    let inside = report["capabilities"]["bounding"].as_array().map_or(0, Vec::len);
+    ensure!(inside == own as usize, "{inside} of the {own} capabilities that the host has are inside");
+    Ok(())
+}
+
+fn caps_known(name: &str) -> bool {
+    name.starts_with("CAP_") && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+}
+
+fn seccomp(case: &Case) -> Verdict {
+    let features = features(case)?;
+    let rule = |action: &str, args: Value| {
+        json!({ "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"],
+            "syscalls": [{ "names": ["getpgid"], "action": action, "args": args }] })
+    };
+    for action in names(&features, "/linux/seccomp/actions") {
+        if action == "SCMP_ACT_NOTIFY" {
+            continue; // it needs an agent: seccomp::notify
+        }
+        recognised(case, action, |config| config["linux"]["seccomp"] = rule(action, json!([])))?;
+    }
+    for operator in names(&features, "/linux/seccomp/operators") {
+        let args = json!([{ "index": 0, "value": 1, "valueTwo": 1, "op": operator }]);
+        recognised(case, operator, |config| config["linux"]["seccomp"] = rule("SCMP_ACT_ERRNO", args))?;
+    }
+    for (pointer, field) in [("archs", "architectures"), ("knownFlags", "flags"), ("supportedFlags", "flags")]
+    {
+        for name in names(&features, &format!("/linux/seccomp/{pointer}")) {
+            recognised(case, name, |config| {
+                config["linux"]["seccomp"] = rule("SCMP_ACT_ERRNO", json!([]));
+                let list = if field == "flags" { json!([name]) } else { json!(["SCMP_ARCH_X86_64", name]) };
+                config["linux"]["seccomp"][field] = list;
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn memory_policy(case: &Case) -> Verdict {
+    let features = features(case)?;
+    for mode in names(&features, "/linux/memoryPolicy/modes") {
+        recognised(case, mode, |config| {
+            config["linux"]["memoryPolicy"] = json!({ "mode": mode });
+            if !["MPOL_DEFAULT", "MPOL_LOCAL"].contains(&mode) {
+                config["linux"]["memoryPolicy"]["nodes"] = json!("0");
+            }
+        })?;
+    }
+    for flag in names(&features, "/linux/memoryPolicy/flags") {
+        recognised(case, flag, |config| {
+            config["linux"]["memoryPolicy"] = json!({ "mode": "MPOL_BIND", "nodes": "0", "flags": [flag] });
+        })?;
+    }
+    Ok(())
+}
