@@ -102,6 +102,8 @@ fn start_with_own_cgroup(case: &Case, before: &str) -> Verdict {
         mounts.push(json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["rw"] }));
         config["process"]["args"] = probe(&["wait"]);
     })?;
+    // The container's root may not make it in the directory of the host's.
+    fs::create_dir_all(bundle.rootfs().join("sys/fs/cgroup"))?;
     let arguments = ["run", "--detach", "--bundle", text(&bundle.path), &case.id];
     case.call_after_mounts(before, &arguments)?.succeeded()?;
     Ok(())

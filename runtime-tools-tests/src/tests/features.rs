@@ -15,6 +15,7 @@ tests![
     "features-linux.md, Capabilities" => capabilities,
     "features-linux.md, Seccomp" => seccomp,
     "features-linux.md, MemoryPolicy" => memory_policy,
+    "features-linux.md, MountExtensions" => id_mapped_mounts,
 ];
 
 fn features(case: &Case) -> Verdict<Value> {
@@ -251,4 +252,19 @@ fn memory_policy(case: &Case) -> Verdict {
     all_recognised(case, "/linux/memoryPolicy/flags", |config, flag| {
         config["linux"]["memoryPolicy"] = json!({ "mode": "MPOL_BIND", "nodes": "0", "flags": [flag] });
     })
+}
+
+fn id_mapped_mounts(case: &Case) -> Verdict {
+    let features = features(case)?;
+    let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 1 }]);
+    let bundle = case.bundle(|config| {
+        let mount = json!({ "destination": "/data", "type": "bind", "source": "/nowhere", "options": ["bind"], "uidMappings": map });
+        config["mounts"].as_array_mut().unwrap().push(mount);
+    })?;
+    // One that recognises them misses the others first.
+    let recognised = case.run(&bundle)?.stderr.contains("gidMappings");
+    let enabled = features["linux"]["mountExtensions"]["idmap"]["enabled"] == true;
+    ensure!(enabled || !recognised, "mappings are recognised, but not listed");
+    ensure!(recognised || !enabled, "mappings are listed, but not recognised");
+    Ok(())
 }
