@@ -94,9 +94,19 @@ fn file(unit: &str, controller: &str, name: &str) -> Verdict<String> {
     Ok(fs::read_to_string(path)?.trim().to_owned())
 }
 
+/// Slices are made as they are needed, and stay: this one is stopped with the test.
+struct Slice(String);
+
+impl Drop for Slice {
+    fn drop(&mut self) {
+        let _ = systemctl(&["stop", &format!("{}.slice", self.0)]);
+    }
+}
+
 fn name_and_slice(case: &Case) -> Verdict {
     needs_systemd()?;
-    let slice = format!("rtt{}", std::process::id());
+    let made = Slice(format!("rtt{}", std::process::id()));
+    let slice = &made.0;
     let unit = format!("cri-{}.scope", case.id);
     start(case, |config| {
         config["linux"]["cgroupsPath"] = json!(format!("{slice}-pod.slice:cri:{}", case.id));
@@ -106,8 +116,6 @@ fn name_and_slice(case: &Case) -> Verdict {
     let found = (property(&unit, "ActiveState")?, property(&unit, "Slice")?);
     let listed = property(&unit, "ControlGroup")?;
     case.call(&["delete", "--force", &case.id])?.succeeded()?;
-    // Slices are made as they are needed, and stay.
-    systemctl(&["stop", &format!("{slice}.slice")])?;
     ensure!(cgroups.contains(&place), "the process isn't in {place}: {cgroups}");
     ensure_eq!(found, ("active".to_owned(), format!("{slice}-pod.slice")), "state and slice of the unit");
     ensure_eq!(listed, place, "the unit's cgroup");
