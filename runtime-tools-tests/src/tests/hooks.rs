@@ -300,7 +300,13 @@ fn start_container_before_the_program(case: &Case) -> Verdict {
 fn poststart_after_the_program(case: &Case) -> Verdict {
     let seen = case.directory.join("seen");
     case.create(|config| {
-        let look = script(&format!("tr '\\0' ' ' </proc/$PID/cmdline >{}", text(&seen)));
+        // Within execve(2) there is a moment when the process has no arguments.
+        let look = format!(
+            "for i in 1 2 3 4 5 6 7 8 9; do C=$(tr '\\0' ' ' </proc/$PID/cmdline); [ -n \"$C\" ] && break; sleep 0.2; done; \
+             printf %s \"$C\" >{}",
+            text(&seen)
+        );
+        let look = script(&look);
         config["hooks"] = json!({ "poststart": [look] });
         config["process"]["args"] = probe(&["wait"]);
     })?;
@@ -313,7 +319,8 @@ fn poststart_after_the_program(case: &Case) -> Verdict {
 fn poststop_after_the_deletion(case: &Case) -> Verdict {
     let seen = case.directory.join("seen");
     case.start(|config| {
-        let cgroups = "ls -d /sys/fs/cgroup/$ID /sys/fs/cgroup/*/$ID 2>/dev/null".replace("$ID", &case.id);
+        let cgroups = "ls -d /sys/fs/cgroup/$ID/cgroup.procs /sys/fs/cgroup/*/$ID/cgroup.procs 2>/dev/null"
+            .replace("$ID", &case.id);
         let look = format!("echo \"cgroups: $({cgroups})\" >{}", text(&seen));
         config["hooks"] = json!({ "poststop": [script(&look)] });
     })?;
