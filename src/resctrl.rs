@@ -99,6 +99,10 @@ impl Plan {
         self.fill(&mut groups, there, pids).inspect_err(|_| {
             // What led here is what to report.
             let _ = groups.remove();
+            // A class of service that others share stays once it is made, but not if it never was one.
+            if !there {
+                let _ = file::rmdir(&groups.group);
+            }
         })?;
         Ok(groups)
     }
@@ -357,6 +361,41 @@ mod tests {
         };
         assert_eq!(groups.remove(), Ok(()));
         assert!(root.path().join("there").is_dir());
+    }
+
+    #[test]
+    fn a_class_that_is_missing_is_made_and_taken_back_after_a_failure() {
+        let root = root();
+        let rdt = plan(r#"{"closID":"fresh","l3CacheSchema":"L3:0=7ff"}"#);
+        // Without the kernel there are no files in what is made: the first write says so.
+        let error = rdt.apply_in(root.path(), &[]).expect_err("no schemata file").to_string();
+        assert!(error.contains("fresh/schemata"), "{error}");
+        assert!(!root.path().join("fresh").exists());
+        fs::write(root.path().join("fresh"), "").expect("a file in its place");
+        let error = rdt.apply_in(root.path(), &[]).expect_err("no directory").to_string();
+        assert!(error.contains("mkdir"), "{error}");
+    }
+
+    #[test]
+    fn without_schemata_nothing_is_written_to_them() {
+        let root = root();
+        let before = text(&root, "there/schemata");
+        plan(r#"{"closID":"there"}"#).apply_in(root.path(), &[Pid::from_raw(7)]).expect("groups");
+        assert_eq!(text(&root, "there/schemata"), before);
+        assert_eq!(text(&root, "there/tasks"), "7");
+    }
+
+    #[test]
+    fn a_monitoring_group_is_the_containers_alone() {
+        let root = root();
+        let rdt = plan(r#"{"closID":"there","enableMonitoring":true}"#);
+        let error = rdt.apply_in(root.path(), &[]).expect_err("it is there already").to_string();
+        assert!(error.starts_with("/linux/intelRdt/enableMonitoring: "), "{error}");
+        fs::remove_dir_all(root.path().join("there/mon_groups/id")).expect("rm");
+        let groups = rdt.apply_in(root.path(), &[]).expect("groups");
+        assert!(root.path().join("there/mon_groups/id").is_dir());
+        assert_eq!(groups.remove(), Ok(()));
+        assert!(!root.path().join("there/mon_groups/id").exists() && root.path().join("there").is_dir());
     }
 
     #[test]

@@ -176,6 +176,11 @@ impl<'a> Case<'a> {
         self.finish(self.shell(&["unshare", "-m", "--propagation", "private", "sh"], before, arguments))
     }
 
+    /// The same, in a network namespace that `before` and the runtime have for themselves.
+    pub fn call_in_network<S: AsRef<OsStr>>(&self, before: &str, arguments: &[S]) -> Verdict<Output> {
+        self.finish(self.shell(&["unshare", "--net", "sh"], before, arguments))
+    }
+
     fn shell<S: AsRef<OsStr>>(&self, shell: &[&str], before: &str, arguments: &[S]) -> Command {
         let runtime = self.command(arguments);
         let mut command = Command::new(shell[0]);
@@ -423,4 +428,11 @@ fn default_config(id: &str) -> Value {
             "readonlyPaths": ["/proc/sys", "/proc/bus"],
         },
     })
+}
+
+/// How many capabilities this process could give.
+pub fn own_bounding_set() -> Verdict<u32> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+    Ok(u64::from_str_radix(line.unwrap_or_default().trim(), 16)?.count_ones())
 }

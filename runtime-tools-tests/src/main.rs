@@ -9,6 +9,8 @@
 
 mod case;
 mod compare;
+#[cfg(test)]
+mod documents;
 mod harness;
 mod inside;
 mod machine;

@@ -1,5 +1,7 @@
 //! What a process can know of itself.
 
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::utsname::uname;
@@ -70,6 +72,7 @@ pub fn json() -> Value {
         "mounts": this.as_ref().and_then(mounts),
         "descriptors": descriptors,
         "terminal": terminal(),
+        "interfaces": interfaces(),
         "scheduler": scheduler(),
     })
 }
@@ -151,6 +154,31 @@ fn mounts(process: &Process) -> Option<Value> {
         })
     });
     Some(entries.collect())
+}
+
+/// Network devices, by name: whether each is up, and its addresses with the length of their prefix.
+fn interfaces() -> Value {
+    let mut all = BTreeMap::new();
+    for entry in getifaddrs().into_iter().flatten() {
+        let up = entry.flags.contains(InterfaceFlags::IFF_UP);
+        let interface =
+            all.entry(entry.interface_name.clone()).or_insert_with(|| json!({ "up": up, "addresses": [] }));
+        let prefix = |mask: &[u8]| mask.iter().map(|byte| byte.count_ones()).sum::<u32>();
+        let (Some(address), Some(mask)) = (entry.address, entry.netmask) else { continue };
+        let text = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+            (Some(four), _) => {
+                let length = mask.as_sockaddr_in().map_or(0, |mask| prefix(&mask.ip().octets()));
+                format!("{}/{length}", four.ip())
+            }
+            (_, Some(six)) => {
+                let length = mask.as_sockaddr_in6().map_or(0, |mask| prefix(&mask.ip().octets()));
+                format!("{}/{length}", six.ip())
+            }
+            _ => continue,
+        };
+        interface["addresses"].as_array_mut().expect("made above").push(text.into());
+    }
+    json!(all)
 }
 
 fn terminal() -> Value {

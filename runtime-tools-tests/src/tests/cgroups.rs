@@ -24,6 +24,8 @@ tests![
     "config-linux.md, Network" => network_classes,
     "config-linux.md, RDMA" => rdma,
     "config-linux.md, Unified" => unified,
+    "config-linux.md, Unified: keys that the runtime doesn't know" => unified_keys_of_any_name,
+    "config-linux.md, Unified: a controller that isn't there MUST give an error" => unified_without_its_controller,
     "config-linux.md, Unified on cgroup v1" => unified_on_v1,
     "runtime.md, Delete: cgroups nested in the container's" => nested_cgroups_are_removed,
     "config-linux.md, Control groups: the limits hold before the program runs" => limits_before_the_program,
@@ -236,6 +238,22 @@ fn unified(case: &Case) -> Verdict {
     ensure_eq!(case.cgroup_file("", "memory.high")?, "50331648", "memory.high");
     ensure_eq!(case.cgroup_file("", "pids.max")?, "44", "pids.max");
     Ok(())
+}
+
+fn unified_keys_of_any_name(case: &Case) -> Verdict {
+    machine::needs_cgroups(Cgroups::V2)?;
+    machine::needs_controller("memory")?;
+    case.start(with("unified", json!({ "cgroup.max.depth": "7", "memory.oom.group": "1" })))?;
+    ensure_eq!(case.cgroup_file("", "cgroup.max.depth")?, "7", "cgroup.max.depth");
+    ensure_eq!(case.cgroup_file("", "memory.oom.group")?, "1", "memory.oom.group");
+    Ok(())
+}
+
+fn unified_without_its_controller(case: &Case) -> Verdict {
+    machine::needs_cgroups(Cgroups::V2)?;
+    let bundle = case.bundle(with("unified", json!({ "nosuch.max": "1" })))?;
+    case.run(&bundle)?.failed_with(&["nosuch"])?;
+    case.nothing_left()
 }
 
 fn unified_on_v1(case: &Case) -> Verdict {

@@ -16,6 +16,8 @@ tests![
     "config-linux.md, Device allowlist" => access_is_allowed,
     "config-linux.md, Device allowlist: mknod" => nodes_can_be_made_but_not_used,
     "config-linux.md, Default Devices in a user namespace" => devices_in_a_user_namespace,
+    "config-linux.md, Devices: another file at path MUST give an error" => another_file_at_the_path,
+    "config-linux.md, Device allowlist: MUST be applied in the listed order" => rules_in_order,
     "config-linux.md, Devices: a bind-mounted /dev is left alone" => bound_dev_is_left_alone,
 ];
 
@@ -147,5 +149,45 @@ fn bound_dev_is_left_alone(case: &Case) -> Verdict {
     case.run(&bundle)?.succeeded()?;
     let names: Vec<_> = fs::read_dir(&dev)?.flatten().map(|entry| entry.file_name()).collect();
     ensure_eq!(names, ["null"], "entries of the host's directory");
+    Ok(())
+}
+
+fn another_file_at_the_path(case: &Case) -> Verdict {
+    if case.runtime.name != "damda" {
+        crate::skip!("runc and crun leave it to mknod(2), or take what is there");
+    }
+    let device = json!([{ "path": "/etc/thing", "type": "c", "major": 1, "minor": 3 }]);
+    let bundle = case.bundle(|config| config["linux"]["devices"] = device)?;
+    let path = bundle.rootfs().join("etc/thing");
+    let run = || case.call(&["run", "--bundle", crate::case::text(&bundle.path), &case.id]);
+    fs::write(&path, "")?;
+    run()?.failed_with(&["/linux/devices/0", "/etc/thing"])?;
+    case.nothing_left()?;
+    fs::remove_file(&path)?;
+    let node = |minor| nix::sys::stat::mknod(&path, SFlag::S_IFCHR, Mode::S_IRUSR, libc::makedev(1, minor));
+    node(5)?;
+    run()?.failed_with(&["/linux/devices/0", "/etc/thing"])?;
+    case.nothing_left()?;
+    fs::remove_file(&path)?;
+    // One that matches is what was asked for.
+    node(3)?;
+    run()?.succeeded()?;
+    Ok(())
+}
+
+fn rules_in_order(case: &Case) -> Verdict {
+    let allow = json!({ "allow": true, "type": "c", "major": 1, "minor": 11, "access": "rw" });
+    let deny = json!({ "allow": false, "type": "c", "major": 1, "minor": 11, "access": "rw" });
+    let all = json!({ "allow": false, "access": "rwm" });
+    for (rules, status) in [
+        (json!([all, allow]), 0),
+        (json!([all, allow, deny]), libc::EPERM),
+        (json!([all, deny, allow]), 0),
+        (json!([allow, all]), libc::EPERM),
+    ] {
+        let output =
+            case.probed(&["append", "/dev/messages", ""], |config| with_kmsg(config, rules.clone()))?;
+        ensure_eq!(output.status, status, "exit status with {rules} (stderr {:?})", output.stderr);
+    }
     Ok(())
 }

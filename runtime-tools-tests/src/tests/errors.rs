@@ -47,7 +47,7 @@ tests![
 
 /// Creating the container fails with these words, says so in the way of errors, and leaves nothing;
 /// so does running it.
-fn refused(case: &Case, words: &[&str], change: impl FnOnce(&mut Value)) -> Verdict {
+pub(super) fn refused(case: &Case, words: &[&str], change: impl FnOnce(&mut Value)) -> Verdict {
     let bundle = case.bundle(change)?;
     refused_bundle(case, &bundle, words)
 }

@@ -19,6 +19,12 @@ tests![
     "config.md, Hooks: path MUST be absolute" => relative_path,
     "config.md, Hooks: path" => missing_program,
     "runtime.md, Lifecycle: poststop after a failed create" => poststop_after_failure,
+    "config.md, Prestart, CreateRuntime, CreateContainer Hooks: before pivot_root" => before_the_root_changes,
+    "config.md, StartContainer Hooks: before the program" => start_container_before_the_program,
+    "config.md, Poststart: after the program is executed" => poststart_after_the_program,
+    "config.md, Poststop: after the container is deleted" => poststop_after_the_deletion,
+    "runtime.md, State: pid as the hook's namespace has it" => pid_of_the_state,
+    "runtime.md, Lifecycle: a failing startContainer or poststart hook ends the container" => failed_start_ends_the_container,
     "runc: the umask of hooks is the caller's" => umask_of_hooks,
 ];
 
@@ -234,11 +240,132 @@ fn missing_program(case: &Case) -> Verdict {
 }
 
 fn poststop_after_failure(case: &Case) -> Verdict {
+    for kind in ["prestart", "createRuntime", "createContainer"] {
+        let bundle = case.bundle(|config| {
+            config["hooks"] =
+                json!({ kind: [hook(case, kind, "1")], "poststop": [hook(case, "poststop", "0")] });
+        })?;
+        case.run(&bundle)?.failed_with(&[])?;
+        ensure_eq!(kinds(&outside(case)), [kind, "poststop"], "hooks");
+        fs::remove_file(case.directory.join("hooks"))?;
+    }
+    Ok(())
+}
+
+/// A hook of the shell's, in which PID is the container process's.
+fn script(text: &str) -> Value {
+    let pid = r#"PID=$(tr -d ' \n' | sed 's/.*"pid":\([0-9]*\).*/\1/');"#;
+    json!({ "path": "/bin/sh", "args": ["sh", "-c", format!("{pid} {text}")], "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"] })
+}
+
+fn before_the_root_changes(case: &Case) -> Verdict {
+    let (seen, marker) = (case.directory.join("seen"), case.directory.join("marker"));
+    fs::write(&marker, "")?;
+    let (seen_by, marker) = (text(&seen), text(&marker));
+    // The process still has the host's root, and its namespaces and cgroup are made.
+    let look = |kind: &str| {
+        script(&format!(
+            "[ -e /proc/$PID/root{marker} ] && [ \"$(readlink /proc/$PID/ns/net)\" != \"$(readlink /proc/self/ns/net)\" ] \
+             && grep -q {id} /proc/$PID/cgroup && echo {kind} >>{seen_by}",
+            id = case.id
+        ))
+    };
     let bundle = case.bundle(|config| {
-        config["hooks"] = json!({ "createRuntime": [hook(case, "createRuntime", "1")], "poststop": [hook(case, "poststop", "0")] });
+        // Within, /bin/sh and the marker are there only as long as the root is the host's.
+        let within = json!({ "path": "/bin/sh", "args": ["sh", "-c", format!("[ -e {marker} ] && echo createContainer >>{seen_by}")] });
+        config["hooks"] = json!({ "prestart": [look("prestart")], "createRuntime": [look("createRuntime")], "createContainer": [within] });
     })?;
-    case.run(&bundle)?.failed_with(&[])?;
-    ensure_eq!(kinds(&outside(case)), ["createRuntime", "poststop"], "hooks");
+    case.run(&bundle)?.succeeded()?;
+    ensure_eq!(
+        fs::read_to_string(&seen)?,
+        "prestart\ncreateRuntime\ncreateContainer\n",
+        "hooks that saw the host's root"
+    );
+    Ok(())
+}
+
+fn start_container_before_the_program(case: &Case) -> Verdict {
+    let bundle = case.create(|config| {
+        config["hooks"] = json!({ "startContainer": [{ "path": "/probe", "args": ["probe", "append", "/order", "hook "] }] });
+        config["process"]["args"] = probe(&["append", "/order", "program"]);
+    })?;
+    let order = bundle.rootfs().join("order");
+    ensure!(!order.exists(), "a startContainer hook ran in create");
+    case.call(&["start", &case.id])?.succeeded()?;
+    case.until_status("stopped")?;
+    ensure_eq!(fs::read_to_string(order)?, "hook program", "what ran");
+    Ok(())
+}
+
+fn poststart_after_the_program(case: &Case) -> Verdict {
+    let seen = case.directory.join("seen");
+    case.create(|config| {
+        // Within execve(2) there is a moment when the process has no arguments.
+        let look = format!(
+            "for i in 1 2 3 4 5 6 7 8 9; do C=$(tr '\\0' ' ' </proc/$PID/cmdline); [ -n \"$C\" ] && break; sleep 0.2; done; \
+             printf %s \"$C\" >{}",
+            text(&seen)
+        );
+        let look = script(&look);
+        config["hooks"] = json!({ "poststart": [look] });
+        config["process"]["args"] = probe(&["wait"]);
+    })?;
+    ensure!(!seen.exists(), "a poststart hook ran in create");
+    case.call(&["start", &case.id])?.succeeded()?;
+    ensure_eq!(fs::read_to_string(seen)?, "/probe wait ", "the process that the hook saw");
+    Ok(())
+}
+
+fn poststop_after_the_deletion(case: &Case) -> Verdict {
+    let seen = case.directory.join("seen");
+    case.start(|config| {
+        let cgroups = "ls -d /sys/fs/cgroup/$ID/cgroup.procs /sys/fs/cgroup/*/$ID/cgroup.procs 2>/dev/null"
+            .replace("$ID", &case.id);
+        let look = format!("echo \"cgroups: $({cgroups})\" >{}", text(&seen));
+        config["hooks"] = json!({ "poststop": [script(&look)] });
+    })?;
+    ensure!(!case.cgroups().is_empty(), "the container has no cgroup to look for");
+    case.call(&["kill", &case.id, "KILL"])?.succeeded()?;
+    case.until_status("stopped")?;
+    ensure!(!seen.exists(), "a poststop hook ran before delete");
+    case.call(&["delete", &case.id])?.succeeded()?;
+    ensure_eq!(fs::read_to_string(seen)?, "cgroups: \n", "what the hook saw of the container");
+    Ok(())
+}
+
+fn pid_of_the_state(case: &Case) -> Verdict {
+    let bundle = case.create(|config| {
+        config["hooks"] = all(case);
+        config["process"]["args"] = probe(&["wait"]);
+    })?;
+    let pid = case.state()?["pid"].clone();
+    case.call(&["start", &case.id])?.succeeded()?;
+    for line in outside(case) {
+        let kind = line["arguments"][0].as_str().unwrap_or_default();
+        // The first process of a pid namespace is 1 in it.
+        let expected = if kind == "createContainer" { json!(1) } else { pid.clone() };
+        ensure_eq!(line["state"]["pid"], expected, "{kind}: pid");
+    }
+    let inside = written(&bundle.rootfs().join("hooks"));
+    ensure_eq!(inside[0]["state"]["pid"], 1, "startContainer: pid");
+    Ok(())
+}
+
+fn failed_start_ends_the_container(case: &Case) -> Verdict {
+    if case.runtime.name != "damda" {
+        crate::skip!("runc and crun leave the container to be deleted by the caller");
+    }
+    for kind in ["startContainer", "poststart"] {
+        case.create(|config| {
+            config["hooks"] =
+                json!({ kind: [hook(case, kind, "3")], "poststop": [hook(case, "poststop", "0")] });
+            config["process"]["args"] = probe(&["wait"]);
+        })?;
+        case.call(&["start", &case.id])?.failed_with(&[])?;
+        ensure_eq!(kinds(&outside(case)).last().map(String::as_str), Some("poststop"), "the last hook");
+        case.nothing_left()?;
+        fs::remove_file(case.directory.join("hooks"))?;
+    }
     Ok(())
 }
 

@@ -35,6 +35,9 @@ tests![
     "runc run: signals are forwarded" => run_forwards_signals,
     "a runtime that is killed in a hook" => killed_in_a_hook,
     "state and delete of a container that is stopped by a signal" => created_and_stopped,
+    "runtime.md, State: as the JSON Schema has it" => state_is_of_the_schema,
+    "runtime.md, Create: all but process MUST be applied" => create_applies_all_but_the_process,
+    "runtime.md, Delete: what create didn't make MUST NOT be deleted" => delete_keeps_what_it_did_not_make,
     "Go's flags: the last one counts, and switches can have values" => flags_as_go_reads_them,
 ];
 
@@ -338,5 +341,80 @@ fn flags_as_go_reads_them(case: &Case) -> Verdict {
     let format = ["--log-format", "text", "--log-format", "json", "--debug=false", "--systemd-cgroup=false"];
     case.call(&[&format[..], &["list", "--quiet=false", "--format", "table", "--format=json"]].concat())?
         .succeeded()?;
+    Ok(())
+}
+
+/// schema/state-schema.json, and what State says of the values.
+fn check_state(state: &serde_json::Value, bundle: &str, statuses: &[&str]) -> Verdict {
+    ensure!(state["ociVersion"].is_string() && state["id"].is_string(), "ociVersion, id: {state}");
+    ensure!(statuses.iter().any(|status| state["status"] == *status), "status: {state}");
+    ensure_eq!(state["bundle"], bundle, "bundle");
+    ensure!(state["pid"].is_null() || state["pid"].is_u64(), "pid: {state}");
+    let annotations = state["annotations"].as_object().cloned().unwrap_or_default();
+    ensure!(annotations.values().all(serde_json::Value::is_string), "annotations: {state}");
+    if state["status"] != "stopped" {
+        let alive = std::path::Path::new("/proc").join(state["pid"].to_string()).exists();
+        ensure!(alive, "pid is of no process: {state}");
+    }
+    Ok(())
+}
+
+fn state_is_of_the_schema(case: &Case) -> Verdict {
+    let bundle = case.bundle(|config| {
+        config["annotations"] = json!({ "org.example.key": "value" });
+        config["process"]["args"] = probe(&["wait"]);
+    })?;
+    // The path of the bundle is absolute, also where it wasn't given as one.
+    case.call(&["create", "--bundle", "bundle", &case.id])?.succeeded()?;
+    let path = text(&bundle.path);
+    check_state(&case.state()?, path, &["created"])?;
+    case.call(&["start", &case.id])?.succeeded()?;
+    check_state(&case.state()?, path, &["running"])?;
+    case.call(&["kill", &case.id, "KILL"])?.succeeded()?;
+    case.until_status("stopped")?;
+    check_state(&case.state()?, path, &["stopped"])
+}
+
+fn create_applies_all_but_the_process(case: &Case) -> Verdict {
+    let bundle = case.create(|config| {
+        let mount = json!({ "destination": "/tmp/made", "type": "tmpfs", "source": "by-create" });
+        config["mounts"].as_array_mut().unwrap().push(mount);
+        config["linux"]["sysctl"] = json!({ "net.ipv4.ip_default_ttl": "77" });
+        config["process"]["oomScoreAdj"] = json!(321);
+        config["process"]["args"] = probe(&["write", "/ran", "yes"]);
+    })?;
+    let process = std::path::PathBuf::from(format!("/proc/{}", case.state()?["pid"]));
+    for kind in ["pid_for_children", "net", "ipc", "uts", "mnt"] {
+        let (theirs, own) = (process.join("ns").join(kind), std::path::Path::new("/proc/self/ns").join(kind));
+        ensure!(fs::read_link(theirs)? != fs::read_link(own)?, "{kind} is the host's");
+    }
+    ensure!(fs::read_to_string(process.join("mountinfo"))?.contains("by-create"), "the mount isn't made");
+    let root = process.join("root");
+    ensure!(root.join("probe").exists() && !root.join("usr").exists(), "the root isn't the container's");
+    ensure!(root.join("dev/null").exists(), "there are no devices");
+    let mut inside = std::process::Command::new("nsenter");
+    inside.args(["--net", "--uts", "-t", &case.state()?["pid"].to_string()]);
+    inside.args(["sh", "-c", "cat /proc/sys/net/ipv4/ip_default_ttl; uname -n"]);
+    ensure_eq!(case.finish(inside)?.succeeded()?.stdout, "77\nvessel\n", "sysctl and hostname");
+    ensure!(!case.cgroups().is_empty(), "there is no cgroup");
+    ensure!(!bundle.rootfs().join("ran").exists(), "process.args are applied");
+    Ok(())
+}
+
+fn delete_keeps_what_it_did_not_make(case: &Case) -> Verdict {
+    let volume = case.directory.join("volume");
+    fs::create_dir(&volume)?;
+    fs::write(volume.join("file"), "content")?;
+    let bundle = case.start(|config| {
+        let mount = json!({ "destination": "/data", "type": "bind", "source": volume, "options": ["rbind"] });
+        config["mounts"].as_array_mut().unwrap().push(mount);
+    })?;
+    case.exec(&[], &["write", "/data/new", "of the container"])?.succeeded()?;
+    case.exec(&[], &["write", "/etc/new", "of the container"])?.succeeded()?;
+    case.call(&["delete", "--force", &case.id])?.succeeded()?;
+    ensure_eq!(fs::read_to_string(volume.join("file"))?, "content", "the volume's file");
+    ensure_eq!(fs::read_to_string(volume.join("new"))?, "of the container", "the file in the volume");
+    ensure!(bundle.path.join("config.json").exists(), "config.json is gone");
+    ensure!(bundle.rootfs().join("etc/new").exists(), "a file of the root file system is gone");
     Ok(())
 }

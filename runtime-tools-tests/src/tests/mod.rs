@@ -1,6 +1,7 @@
 //! The tests, by what they are about.
 
 mod apparmor;
+mod cgroup_paths;
 mod cgroups;
 mod commands;
 mod contracts;
@@ -9,18 +10,23 @@ mod engines;
 mod errors;
 mod events;
 mod exec;
+mod features;
 mod hooks;
 mod lifecycle;
+mod mount_options;
 mod mounts;
 mod namespaces;
+mod net_devices;
 mod notify;
 mod process;
 mod rootfs;
 mod rootless;
 mod seccomp;
 mod security;
+mod systemd;
 mod terminal;
 mod update;
+mod values;
 
 use crate::harness::Test;
 
@@ -29,13 +35,18 @@ pub fn all() -> Vec<Test> {
     [
         lifecycle::TESTS,
         commands::TESTS,
+        features::TESTS,
         errors::TESTS,
+        values::TESTS,
         process::TESTS,
         namespaces::TESTS,
+        net_devices::TESTS,
         rootfs::TESTS,
         mounts::TESTS,
+        mount_options::TESTS,
         devices::TESTS,
         cgroups::TESTS,
+        cgroup_paths::TESTS,
         seccomp::TESTS,
         hooks::TESTS,
         terminal::TESTS,
@@ -47,6 +58,7 @@ pub fn all() -> Vec<Test> {
         notify::TESTS,
         contracts::TESTS,
         rootless::TESTS,
+        systemd::TESTS,
         security::TESTS,
     ]
     .concat()

@@ -187,6 +187,11 @@ fn rlimits(case: &Case) -> Verdict {
 fn oom_score_adjustment(case: &Case) -> Verdict {
     let report = case.report(|config| config["process"]["oomScoreAdj"] = json!(500))?;
     ensure_eq!(report["oomScoreAdj"], 500, "oom_score_adj");
+    // Not set, it is the caller's.
+    let bundle = case.bundle(|_| ())?;
+    let arguments = ["run", "--bundle", crate::case::text(&bundle.path), &case.id];
+    let report = case.call_after("echo 77 >/proc/self/oom_score_adj", &arguments)?.succeeded()?.json()?;
+    ensure_eq!(report["oomScoreAdj"], 77, "oom_score_adj that is not set");
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use crate::case::{Case, probe};
 use crate::harness::{Stop, Verdict};
-use crate::receive::receive;
+use crate::receive::{receive, receive_all};
 use crate::{ensure, ensure_eq, tests};
 use serde_json::{Value, json};
 use std::os::fd::AsRawFd;
@@ -21,6 +21,8 @@ tests![
     "config-linux.md, Seccomp: flags" => flags,
     "config-linux.md, Seccomp: without noNewPrivileges" => without_no_new_privileges,
     "config-linux.md, Seccomp: listenerPath" => notify,
+    "config-linux.md, The Container Process State: one per connection" => notify_state,
+    "config-linux.md, Seccomp: listenerPath where nobody listens" => notify_without_an_agent,
     "runc exec: the container's filter" => exec_has_the_filter,
     "config-linux.md, Seccomp: a rule that is the default" => rule_that_is_the_default,
     "config-linux.md, Seccomp: errnoRet is 16 bits" => errno_that_would_be_another_action,
@@ -263,6 +265,44 @@ fn notify(case: &Case) -> Verdict {
     let link = std::fs::read_link(format!("/proc/self/fd/{}", listener.as_raw_fd()))?;
     ensure_eq!(link.to_str(), Some("anon_inode:seccomp notify"), "the descriptor");
     Ok(())
+}
+
+/// Notifies an agent at `path` of what isn't called.
+fn notifying(path: std::path::PathBuf) -> impl FnOnce(&mut Value) {
+    move |config| {
+        deny(json!({ "action": "SCMP_ACT_NOTIFY" }))(config);
+        config["linux"]["seccomp"]["listenerPath"] = json!(path);
+        config["process"]["args"] = probe(&["wait"]);
+    }
+}
+
+fn notify_state(case: &Case) -> Verdict {
+    let path = case.directory.join("agent");
+    let listener = UnixListener::bind(&path)?;
+    let bundle = case.bundle(notifying(path))?;
+    let agent = std::thread::spawn(move || receive_all(&listener));
+    let arguments = ["run", "--detach", "--bundle", crate::case::text(&bundle.path), &case.id];
+    let ran = case.call(&arguments)?.succeeded();
+    let (text, fds) = agent.join().map_err(|_| Stop::Failed("the agent panicked".into()))??;
+    ran?;
+    // All that came until the connection was closed is one object, with one descriptor.
+    let message: Value = serde_json::from_slice(&text)?;
+    ensure_eq!(fds, 1, "descriptors");
+    ensure!(message["ociVersion"].is_string(), "ociVersion: {message}");
+    let state = case.state()?;
+    ensure_eq!(message["pid"], state["pid"], "pid");
+    for field in ["ociVersion", "id", "pid", "bundle"] {
+        ensure_eq!(message["state"][field], state[field], "state.{field}");
+    }
+    ensure!(message["state"]["status"].is_string(), "state.status: {message}");
+    Ok(())
+}
+
+fn notify_without_an_agent(case: &Case) -> Verdict {
+    let path = case.directory.join("nobody");
+    let bundle = case.bundle(notifying(path))?;
+    case.run(&bundle)?.failed_with(&["nobody"])?;
+    case.nothing_left()
 }
 
 fn exec_has_the_filter(case: &Case) -> Verdict {

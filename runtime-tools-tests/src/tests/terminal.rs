@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 
 tests![
     "runc create --console-socket" => console_socket,
+    "config-linux.md, Default Devices: /dev/console" => console_device,
     "config.md, Process: consoleSize" => console_size,
     "config.md, Process: terminal" => terminal_without_a_socket,
     "config.md, Process: terminal" => socket_without_a_terminal,
@@ -77,6 +78,18 @@ fn console_socket(case: &Case) -> Verdict {
         ensure_eq!(report["terminal"][stream], true, "{stream}");
     }
     ensure_eq!(report["descriptors"].as_object().map(serde_json::Map::len), Some(3), "descriptors");
+    Ok(())
+}
+
+fn console_device(case: &Case) -> Verdict {
+    let mut terminal = created_with_terminal(case, |config| {
+        config["process"]["args"] = crate::case::probe(&["stat", "/dev/console"]);
+    })?;
+    let stat: Value = serde_json::from_str(read_until(&mut terminal, "")?.trim())?;
+    ensure_eq!(stat["/dev/console"]["type"], "c", "/dev/console");
+    // Of a terminal of devpts (Documentation/admin-guide/devices.txt: 136 to 143).
+    let major = stat["/dev/console"]["major"].as_u64();
+    ensure!(major.is_some_and(|major| (136..=143).contains(&major)), "/dev/console: {stat}");
     Ok(())
 }
 
