@@ -94,6 +94,13 @@ pub fn debug(message: impl FnOnce() -> String) {
     }
 }
 
+/// The same for a text of several lines.
+pub fn debug_lines(message: impl FnOnce() -> String) {
+    let mut text = None;
+    debug(|| text.insert(message()).lines().next().unwrap_or_default().to_owned());
+    text.iter().flat_map(|text| text.lines().skip(1)).for_each(|line| write(Level::Debug, line));
+}
+
 fn write(level: Level, message: &str) {
     let default =
         Log { file: None, format: Format::Text, file_level: Level::Error, stderr_level: Level::Warning };

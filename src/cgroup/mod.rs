@@ -6,6 +6,7 @@
 mod bus;
 mod devices;
 mod group;
+mod gvariant;
 mod layout;
 mod members;
 mod property;

@@ -2,6 +2,7 @@
 
 mod check;
 mod check_linux;
+mod check_resources;
 mod normalise;
 mod sysctl;
 
@@ -15,7 +16,6 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 pub use check::{check, check_process, group_id, user_id};
-use check_linux::check_resources;
 pub use sysctl::{sysctl_namespace, sysctl_path};
 
 /// The file's name in a bundle (bundle.md, "config.json").
@@ -104,7 +104,7 @@ pub fn resources_of(text: &[u8]) -> Result<LinuxResources> {
     if resources.pids().is_some_and(|pids| pids.limit() == 0) {
         resources.set_pids(None);
     }
-    check_resources(&resources, &Pointer::to(""))?;
+    check_resources::check(&resources, &Pointer::to(""))?;
     Ok(resources)
 }
 

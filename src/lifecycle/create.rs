@@ -14,6 +14,7 @@ use crate::launch::spawn::{Destination, Joined, close_to_tracers, open_namespace
 use crate::launch::start::Waits;
 use crate::launch::{Child, idmap, notify, trees};
 use crate::link::{Link, Message};
+use crate::log;
 use crate::plan::{self, Plan, Request};
 use crate::steps::hooks::{self, Kind};
 use crate::steps::namespaces::is_own;
@@ -118,6 +119,7 @@ pub fn create(global: &Global, options: &Options, config: &Config, mode: Mode) -
         notified = Some(with_socket);
     }
     let plan = plan::create(notified.as_ref().unwrap_or(config), &Host::probe()?, &request)?;
+    log::debug_lines(|| plan.to_string());
     let directory = global.store.claim(&options.id)?;
     let state = describe(config, &plan, &options.id);
     let hosts = host_mounts::are_made(config).then(|| host_mounts::below(&config.rootfs())).transpose()?;
