@@ -26,6 +26,7 @@ tests![
     "runc exec: the container's filter" => exec_has_the_filter,
     "config-linux.md, Seccomp: a rule that is the default" => rule_that_is_the_default,
     "config-linux.md, Seccomp: errnoRet is 16 bits" => errno_that_would_be_another_action,
+    "config-linux.md, Seccomp: architectures, of a 32-bit program" => program_of_32_bits,
 ];
 
 const MKDIR: i64 = libc::SYS_mkdirat;
@@ -334,5 +335,64 @@ fn errno_that_would_be_another_action(case: &Case) -> Verdict {
         return Ok(());
     }
     output.failed_with(&["/linux/seccomp/syscalls/0/errnoRet"])?;
+    Ok(())
+}
+
+/// A program of 32 bits that calls mkdir("/tmp/x", 0755) by `int 0x80`, and exits with its errno.
+fn mkdir_in_32_bits() -> Vec<u8> {
+    const BASE: u32 = 0x0804_8000;
+    const HEADERS: u32 = 52 + 32;
+    let mut code = vec![0xb8, 39, 0, 0, 0, 0xbb]; // mov eax, mkdir; mov ebx, …
+    code.extend((BASE + HEADERS + 28).to_le_bytes()); // … what comes after the code
+    code.extend([0xb9, 0xed, 1, 0, 0, 0xcd, 0x80]); // mov ecx, 0755; int 0x80
+    code.extend([0x89, 0xc3, 0xf7, 0xdb]); // mov ebx, eax; neg ebx
+    code.extend([0xb8, 1, 0, 0, 0, 0xcd, 0x80]); // mov eax, exit; int 0x80
+    code.extend(b"/tmp/x\0");
+    let words = |numbers: &[u32]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
+    // elf(5): an executable for Intel 80386, with one segment.
+    let mut file = b"\x7fELF\x01\x01\x01".to_vec();
+    file.resize(16, 0);
+    file.extend([2, 0, 3, 0]);
+    file.extend(words(&[1, BASE + HEADERS, 52, 0, 0]));
+    file.extend([52, 0, 32, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    let size = HEADERS + code.len() as u32;
+    file.extend(words(&[1, 0, BASE, BASE, size, size, 5, 0x1000]));
+    file.extend(code);
+    file
+}
+
+fn program_of_32_bits(case: &Case) -> Verdict {
+    if cfg!(not(target_arch = "x86_64")) {
+        crate::skip!("for x86_64");
+    }
+    let run = |seccomp: Value| {
+        let bundle = case.bundle(|config| {
+            config["process"]["args"] = json!(["/small"]);
+            config["root"]["readonly"] = json!(false);
+            if !seccomp.is_null() {
+                config["linux"]["seccomp"] = seccomp;
+            }
+        })?;
+        let program = bundle.rootfs().join("small");
+        if !program.exists() {
+            std::fs::write(&program, mkdir_in_32_bits())?;
+            std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        }
+        let _ = std::fs::remove_dir(bundle.rootfs().join("tmp/x"));
+        case.run(&bundle)
+    };
+    let without = run(Value::Null)?;
+    if without.status != 0 {
+        crate::skip!("the kernel runs no programs of 32 bits");
+    }
+    let rules = json!([{ "names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "errnoRet": 77 }]);
+    let both = json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]);
+    let refused =
+        run(json!({ "defaultAction": "SCMP_ACT_ALLOW", "architectures": both, "syscalls": rules }))?;
+    ensure_eq!(refused.status, 77, "exit status ({})", refused.stderr);
+    // A profile that doesn't name the architecture lets none of its calls through.
+    let one = json!(["SCMP_ARCH_X86_64"]);
+    let killed = run(json!({ "defaultAction": "SCMP_ACT_ALLOW", "architectures": one, "syscalls": rules }))?;
+    ensure_eq!(killed.status, 128 + libc::SIGSYS, "exit status ({})", killed.stderr);
     Ok(())
 }
