@@ -1,13 +1,14 @@
 //! The one fork: a process in new and joined namespaces and in its cgroup.
 //!
 //! ```text
-//!   usually                     joining a user namespace
+//!   usually                     joining a user or a pid namespace
 //!
 //!   runtime ── clone3 ─► init   runtime ── clone3 ─► hop ── setns(user) ── clone3 ─► init
 //!                                                     └─ sends init's pidfd, ends
 //! ```
 //! The hop is there because new namespaces must belong to the joined user namespace, so they can
-//! only be made from within it. With CLONE_PARENT init is the runtime's child all the same.
+//! only be made from within it; and because a process is in a pid namespace for life, only its children
+//! can be in another. With CLONE_PARENT init is the runtime's child all the same.
 
 use super::Child;
 use crate::error::{Context, Error, Result};
@@ -21,7 +22,6 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
 /// Namespaces with their descriptors: (types, the namespace or a process in it).
 pub type Joined = Vec<(CloneFlags, OwnedFd)>;
@@ -34,6 +34,8 @@ pub struct Destination<'a> {
     pub pid_namespace: Option<(CloneFlags, OwnedFd)>,
     /// The user namespace that it is made from, where this process can't do it from its own.
     pub user_namespace: Option<(CloneFlags, OwnedFd)>,
+    /// Whether this process will make others, for hooks, that belong into its own pid namespace.
+    pub runs_hooks: bool,
     /// Namespaces that it joins later, but that may belong to the user namespace which this process is in:
     /// they are entered before that is left, as far as they can be.
     pub joined: Joined,
@@ -80,30 +82,20 @@ pub fn open_namespaces(namespaces: &Namespaces) -> Result<(Option<OwnedFd>, Opti
 
 /// Makes the process, which runs `child`, from which it must not return.
 pub fn spawn(to: Destination<'_>, child: impl FnOnce()) -> Result<Child> {
-    if to.user_namespace.is_some() {
+    // A process that has entered a pid namespace has all its children there from then on, and where it
+    // is in a user namespace it may not come back: hooks must be its children too.
+    if to.user_namespace.is_some() || (to.pid_namespace.is_some() && to.runs_hooks) {
         return spawn_by_hop(to, child);
     }
-    // A process is in a pid namespace for life; only its children can be in another.
-    let own = to
-        .pid_namespace
-        .is_some()
-        .then(|| file::open(AT_FDCWD, Path::new("/proc/self/ns/pid"), OFlag::O_RDONLY));
-    let own = own.transpose()?;
     if let Some((kinds, namespace)) = &to.pid_namespace {
         enter(namespace, *kinds & CloneFlags::CLONE_NEWPID)?;
     }
-    let fork = clone_into(to.new, &to);
-    if matches!(fork, Ok(Fork::Child)) {
-        child();
-        exit(70)
-    }
-    // Hooks run in the runtime's namespaces.
-    if let Some(own) = own {
-        enter(&own, CloneFlags::CLONE_NEWPID)?;
-    }
-    match fork? {
+    match clone_into(to.new, &to)? {
         Fork::Parent(pid, pidfd) => Ok(Child { pid, pidfd }),
-        Fork::Child => Err(Error::new("the child went on as its parent")),
+        Fork::Child => {
+            child();
+            exit(70)
+        }
     }
 }
 

@@ -309,6 +309,7 @@ impl Attempt {
         let destination = Destination {
             new,
             joined: early,
+            runs_hooks: true,
             pid_namespace: pid_namespace.map(|fd| (CloneFlags::CLONE_NEWPID, fd)),
             user_namespace: user_namespace.map(|fd| (CloneFlags::CLONE_NEWUSER, fd)),
             cgroup: cgroup.as_ref().map(AsFd::as_fd),

@@ -147,6 +147,7 @@ fn enter(
     let destination = Destination {
         new: CloneFlags::empty(),
         joined: Joined::new(),
+        runs_hooks: false,
         pid_namespace: part(CloneFlags::CLONE_NEWPID)?,
         user_namespace: part(first)?,
         cgroup: directory.as_ref().map(AsFd::as_fd),
