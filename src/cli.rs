@@ -64,6 +64,9 @@ fn execute(global: &Global, command: Command) -> Result<Done> {
         Command::Check(given) => {
             lifecycle::explain::check(&given.bundle, global.cgroup_manager).map(Done::from)
         }
+        Command::Checkpoint(given) => lifecycle::checkpoint::run(global, &given.into())
+            .map(nothing)
+            .map_err(|error| error.of_command("damda checkpoint failed")),
         Command::Create(given) => create::run(global, &given.into())
             .map(nothing)
             .map_err(|error| error.of_command("damda create failed")),
@@ -84,6 +87,9 @@ fn execute(global: &Global, command: Command) -> Result<Done> {
         Command::Ps(given) => {
             lifecycle::ps::run(global, &given.id, given.format, &given.arguments).map(Done::from)
         }
+        Command::Restore(given) => lifecycle::restore::run(global, &given.into())
+            .map(|status| Done { status, ..Done::default() })
+            .map_err(|error| error.of_command("damda restore failed")),
         Command::Resume(given) => lifecycle::pause::resume(global, &given.id).map(nothing),
         Command::Run(given) => {
             let options = run::Options {
@@ -127,6 +133,9 @@ fn update(global: &Global, given: &Update) -> Result<()> {
 
 fn usage(error: &clap::Error) -> Error {
     let text = error.to_string();
+    if let Some(option) = lacks_value(error) {
+        return Error::new(format!("flag needs an argument: {option}")).hint("see damda --help");
+    }
     let text =
         text.trim().strip_prefix("error: ").unwrap_or(&text).lines().next().unwrap_or_default().to_owned();
     if let (ErrorKind::InvalidSubcommand, Some(name)) =
@@ -135,6 +144,24 @@ fn usage(error: &clap::Error) -> Error {
         return Error::new(format!("No help topic for '{name}': {text}")).hint("see damda --help");
     }
     Error::new(text).hint("see damda --help")
+}
+
+/// The option that was given without its value, in whose absence Podman looks for Go's words: it asks
+/// so whether there is `restore --lsm-mount-context`.
+fn lacks_value(error: &clap::Error) -> Option<String> {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let empty = |kind| {
+        matches!(error.get(kind), None | Some(ContextValue::None))
+            || matches!(error.get(kind), Some(ContextValue::String(value)) if value.is_empty())
+    };
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(option))
+            if error.kind() == ErrorKind::InvalidValue && empty(ContextKind::InvalidValue) =>
+        {
+            Some(option.split(' ').next().unwrap_or_default().into())
+        }
+        _ => None,
+    }
 }
 
 /// The first line is what go-runc reads, the second dockerd; no other may have the word in it.
@@ -205,6 +232,8 @@ mod tests {
             "damda --cgroup-manager disabled --rootless=true state id",
             "damda --rootless list --format=json",
             "damda run -no-subreaper -detach --bundle /b id",
+            "damda checkpoint --image-path /i --work-path /w --leave-running --empty-ns network --status-fd 3 id",
+            "damda restore --image-path /i --work-path /w --manage-cgroups-mode soft --detach --pid-file /p -no-subreaper -no-pivot --bundle /b id",
             "damda features",
             "damda --version",
         ] {
@@ -221,6 +250,14 @@ mod tests {
         };
         assert_eq!(exec.words, ["id", "ls", "-l", "--all", "-detach"]);
         assert!(exec.tty && !exec.detach);
+    }
+
+    #[test]
+    fn an_option_without_its_value_is_named_as_go_does() {
+        let error = parse("damda restore --lsm-mount-context").expect_err("a value is missing");
+        assert!(usage(&error).to_string().starts_with("flag needs an argument: --lsm-mount-context ("));
+        let error = parse("damda restore --manage-cgroups-mode no id").expect_err("no mode");
+        assert!(usage(&error).to_string().starts_with("invalid value 'no'"), "{error}");
     }
 
     #[test]

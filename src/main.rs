@@ -11,6 +11,7 @@
 //! | `plan` | from a configuration to the steps that make the container: their order |
 //! | `steps` | what is done to the process: one feature a file |
 //! | `container` | what is kept of a container, and what it is doing |
+//! | `criu` | the program behind `checkpoint` and `restore`: what it is told, and what it says |
 //! | `link` | what the two processes say to each other |
 //! | `cgroup`, `seccomp` | the two features that are compiled to something of the kernel's |
 //! | `config` | config.json: read, checked |
@@ -22,6 +23,7 @@ mod cgroup;
 mod cli;
 mod config;
 mod container;
+mod criu;
 mod error;
 mod host;
 mod launch;

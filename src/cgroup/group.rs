@@ -286,6 +286,16 @@ impl Cgroup {
         })
     }
 
+    /// Whether they are in the v2 hierarchy.
+    pub fn is_unified(&self) -> bool {
+        self.unified
+    }
+
+    /// The directory whose processes can be frozen.
+    pub fn freezer(&self) -> Option<&Path> {
+        self.directory_of("freezer").map(|directory| directory.path.as_path())
+    }
+
     /// The directories: (controllers, path).
     pub fn directories(&self) -> impl Iterator<Item = (&str, &Path)> {
         self.directories.iter().map(|directory| (directory.controllers.as_str(), directory.path.as_path()))

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 /// can be written with a value. What belongs to a command in a container (exec) or to ps(1) is left
 /// alone.
 pub fn as_go_reads_them(arguments: Vec<OsString>) -> Vec<OsString> {
-    const SWITCHES: [&str; 13] = [
+    const SWITCHES: [&str; 23] = [
         "debug",
         "systemd-cgroup",
         "no-pivot",
@@ -20,8 +20,18 @@ pub fn as_go_reads_them(arguments: Vec<OsString>) -> Vec<OsString> {
         "tty",
         "no-new-privs",
         "ignore-paused",
+        "leave-running",
+        "tcp-established",
+        "tcp-skip-in-flight",
+        "link-remap",
+        "ext-unix-sk",
+        "shell-job",
+        "lazy-pages",
+        "file-locks",
+        "pre-dump",
+        "auto-dedup",
     ];
-    const OTHERS: [&str; 12] = [
+    const OTHERS: [&str; 21] = [
         "root",
         "log",
         "log-format",
@@ -34,6 +44,15 @@ pub fn as_go_reads_them(arguments: Vec<OsString>) -> Vec<OsString> {
         "pidfd-socket",
         "preserve-fds",
         "format",
+        "image-path",
+        "work-path",
+        "parent-path",
+        "status-fd",
+        "page-server",
+        "manage-cgroups-mode",
+        "empty-ns",
+        "lsm-profile",
+        "lsm-mount-context",
     ];
     let mut foreign = false;
     let fix = |argument: OsString| {

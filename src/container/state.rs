@@ -243,6 +243,11 @@ impl Container {
     /// Keeps the state, and the configuration for `exec`.
     pub fn save(&self, config: &Config) -> Result<()> {
         self.directory.write(config::FILE, &config.text)?;
+        self.save_state()
+    }
+
+    /// Keeps the state alone.
+    pub fn save_state(&self) -> Result<()> {
         self.directory.write(STATE, &json(&self.state)?)
     }
 

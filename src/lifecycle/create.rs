@@ -98,11 +98,7 @@ pub fn run(global: &Global, options: &Options) -> Result<()> {
 /// Makes the container. On failure nothing of it is left.
 pub fn create(global: &Global, options: &Options, config: &Config, mode: Mode) -> Result<Created> {
     check_terminal(config, options, mode)?;
-    if global.cgroup_manager == Manager::Systemd && !cgroup::systemd_is_running() {
-        let error = "systemd cgroup flag passed, but systemd support for managing cgroups is not available";
-        return Err(Error::new(error)
-            .hint("systemd doesn't run this machine: leave out --systemd-cgroup, or set the engine's cgroup driver to cgroupfs"));
-    }
+    check_manager(global)?;
     check_directory(&config.rootfs())?;
     let kept = kept_descriptors(options)?;
     let request = Request {
@@ -139,6 +135,16 @@ pub fn create(global: &Global, options: &Options, config: &Config, mode: Mode) -
             Err(error)
         }
     }
+}
+
+/// systemd makes cgroups only where it runs.
+pub fn check_manager(global: &Global) -> Result<()> {
+    if global.cgroup_manager != Manager::Systemd || cgroup::systemd_is_running() {
+        return Ok(());
+    }
+    let error = "systemd cgroup flag passed, but systemd support for managing cgroups is not available";
+    Err(Error::new(error)
+        .hint("systemd doesn't run this machine: leave out --systemd-cgroup, or set the engine's cgroup driver to cgroupfs"))
 }
 
 /// Takes back what was made. The error that led here is the one to report.
@@ -200,7 +206,7 @@ pub fn check_preserved(listen: u32, preserved: u32) -> Result<()> {
 }
 
 /// What is kept of the container.
-fn describe(config: &Config, plan: &Plan, id: &str) -> State {
+pub fn describe(config: &Config, plan: &Plan, id: &str) -> State {
     let spec = &config.spec;
     let hooks = |kind: Kind| kind.of(spec.hooks()).to_vec();
     let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());

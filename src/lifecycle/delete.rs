@@ -23,6 +23,10 @@ pub fn run(global: &Global, id: &str, force: bool) -> Result<()> {
         Err(error) => return Err(error),
     };
     if force {
+        if container.state.init.is_none() {
+            // It has no first process with which the others would end, while CRIU restores them.
+            container.state.cgroup.signal_all(libc::SIGKILL)?;
+        }
         return destroy(&container, true);
     }
     match container.status()? {

@@ -60,7 +60,12 @@ pub fn run() -> String {
             "mountExtensions": {"idmap": {"enabled": true}},
             "netDevices": {"enabled": true},
         },
-        "annotations": {"io.github.damda.version": env!("CARGO_PKG_VERSION")},
+        "annotations": {
+            "io.github.damda.version": env!("CARGO_PKG_VERSION"),
+            // The name under which engines look for it.
+            "org.opencontainers.runc.checkpoint.enabled": "true",
+        },
+        "potentiallyUnsafeConfigAnnotations": ["org.criu.config", "org.systemd.property."],
     });
     format!("{features:#}\n")
 }

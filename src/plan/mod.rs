@@ -8,7 +8,7 @@ mod namespaces;
 
 pub use container::{Request, create};
 pub use exec::{ExecRequest, exec};
-pub use namespaces::{IdMaps, Namespaces, flag as namespace_flag, name as namespace_name};
+pub use namespaces::{IdMaps, Join, Namespaces, flag as namespace_flag, name as namespace_name};
 
 use crate::cgroup;
 use crate::error::{Error, Pointer, Result};

@@ -61,6 +61,11 @@ pub fn has_hosts_dev(spec: &Spec) -> bool {
     })
 }
 
+/// Where there are devices: those of the configuration, and the default ones.
+pub fn paths(linux: Option<&Linux>) -> Vec<PathBuf> {
+    Devices::plan(linux, false).nodes.into_iter().map(|node| node.path).collect()
+}
+
 impl Devices {
     /// The default devices, and the configured ones, which come in place of default ones.
     pub fn plan(linux: Option<&Linux>, user_namespace: bool) -> Self {

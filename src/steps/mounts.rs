@@ -121,7 +121,7 @@ fn destination_in(spec: &Spec, configured: &Configured, bundle: &Path) -> PathBu
 }
 
 /// How much is bound, if it is a bind mount: by its options or, as mount(8) says it, by its type.
-pub(super) fn bind_depth(configured: &Configured, options: &Options) -> Option<Depth> {
+pub fn bind_depth(configured: &Configured, options: &Options) -> Option<Depth> {
     let by_type = || (configured.typ().as_deref() == Some("bind")).then_some(Depth::Mount);
     options.bind.or_else(by_type)
 }
@@ -420,7 +420,7 @@ fn check_bound_proc(tree: BorrowedFd<'_>) -> Result<()> {
 }
 
 /// What something can be mounted on: a directory for a directory, a file for anything else.
-fn kind_of(fd: BorrowedFd<'_>) -> crate::sys::Result<Kind> {
+pub fn kind_of(fd: BorrowedFd<'_>) -> crate::sys::Result<Kind> {
     let stat = fstat(fd).call(|| format!("fstat({})", fd.as_raw_fd()))?;
     let directory = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
     Ok(if directory { Kind::Directory } else { Kind::File })

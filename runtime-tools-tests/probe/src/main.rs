@@ -29,8 +29,9 @@ const USAGE: &str = "usage: probe COMMAND
   exit STATUS
   wait                    until SIGTERM (exit status 15) or SIGINT (2)
   deaf                    as wait, but ignores SIGTERM
+  count FILE              as wait, but writes to FILE ever anew: a number of its own, and how often
   family N                make N children, then all wait
-  orphan                  leave a child behind, which waits
+  orphan [apart]          leave a child behind, which waits (apart: with streams of its own)
   syscall NUMBER [ARGUMENT]...  print what it returns
   eat MIB                 use that much memory, then print 'ate'
   notify TEXT             send TEXT to NOTIFY_SOCKET, and wait, or end with THEN=exit
@@ -84,6 +85,7 @@ fn run(words: &[&str]) -> Result<u8> {
         ["flood", bytes] => print!("{}", "x".repeat(number(bytes)? as usize)),
         ["exit", status] => return Ok(number(status)? as u8),
         ["wait"] => return wait(&[Signal::SIGTERM, Signal::SIGINT]),
+        ["count", file] => return count(file),
         ["deaf"] => return wait(&[Signal::SIGINT]),
         ["family", count] => {
             for _ in 0..number(count)? {
@@ -93,7 +95,13 @@ fn run(words: &[&str]) -> Result<u8> {
             }
             return wait(&[Signal::SIGTERM, Signal::SIGINT]);
         }
-        ["orphan"] => {
+        ["orphan", rest @ ..] => {
+            if *rest == ["apart"] {
+                let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+                nix::unistd::dup2_stdin(&null)?;
+                nix::unistd::dup2_stdout(&null)?;
+                nix::unistd::dup2_stderr(&null)?;
+            }
             if child()? {
                 return wait(&[Signal::SIGTERM]);
             }
@@ -139,6 +147,25 @@ fn wait(signals: &[Signal]) -> Result<u8> {
             return Ok(signal as u8);
         }
     }
+}
+
+/// Only this process, or one restored from it, can go on with both numbers.
+fn count(file: &str) -> Result<u8> {
+    let own =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let set: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    set.thread_block()?;
+    let signals = nix::sys::signalfd::SignalFd::with_flags(&set, nix::sys::signalfd::SfdFlags::SFD_NONBLOCK)?;
+    for counter in 0u64.. {
+        let new = format!("{file}.new");
+        fs::write(&new, format!("{own} {counter}"))?;
+        fs::rename(&new, file)?;
+        if let Some(signal) = signals.read_signal()? {
+            return Ok(signal.ssi_signo as u8);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    Ok(0)
 }
 
 fn stat(path: &str) -> serde_json::Value {

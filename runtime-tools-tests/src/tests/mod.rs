@@ -3,6 +3,7 @@
 mod apparmor;
 mod cgroup_paths;
 mod cgroups;
+mod checkpoint;
 mod commands;
 mod contracts;
 mod devices;
@@ -53,6 +54,7 @@ pub fn all() -> Vec<Test> {
         exec::TESTS,
         update::TESTS,
         events::TESTS,
+        checkpoint::TESTS,
         engines::TESTS,
         apparmor::TESTS,
         notify::TESTS,
