@@ -1,6 +1,7 @@
 //! The command line, as runc has it.
 
 mod arguments;
+mod criu;
 mod go;
 
 use arguments::{Cli, Command, Exec, Update};

@@ -8,6 +8,7 @@ mod devices;
 mod group;
 mod gvariant;
 mod layout;
+mod limits;
 mod members;
 mod property;
 mod stats;

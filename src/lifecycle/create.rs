@@ -29,7 +29,7 @@ use nix::sched::CloneFlags;
 use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::Pid;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -268,15 +268,8 @@ impl Attempt {
         kept: u32,
         mode: Mode,
     ) -> Result<(Link, Option<OwnedFd>, Option<SignalFd>)> {
+        self.begin(config, mode)?;
         let container = &mut self.container;
-        container.directory.lock()?;
-        // Before there is a cgroup: what a killed `create` leaves must be found by `delete --force`.
-        container.save(config)?;
-        if notify::is_wanted() {
-            notify::make_directory(&container.directory)?;
-            self.notify =
-                (mode != Mode::Create).then(|| Notify::listen(&container.directory)).transpose()?.flatten();
-        }
         // What hasn't been made yet is nothing to take back.
         let planned = std::mem::take(&mut container.state.cgroup);
 
@@ -332,33 +325,55 @@ impl Attempt {
             start,
             abandoned: [directory, link.as_fd().as_raw_fd()],
         };
-        let child = self.child.insert(spawn(destination, || init::run(&plan, luggage))?);
-
-        container.state.init = Init::now(child.pid);
-        container.save_init()?;
-        if let Some(cgroup) = plan.cgroup.as_ref().filter(|cgroup| cgroup.unit.is_some()) {
-            container.state.cgroup.create_unit(cgroup, child.pid)?;
-            container.save_init()?;
-        }
-        if let Some(resctrl) = &plan.resctrl {
-            container.state.resctrl = Some(resctrl.apply(child.pid)?);
-            container.save_init()?;
-        }
-        prepare_process(child.pid, &plan, &container.state.cgroup)?;
-        if !plan.net_devices.is_empty() {
-            let network = network.map_or_else(|| network_of(child.pid), Ok)?;
-            net_devices::move_all(&plan.net_devices, network.as_fd())?;
-        }
+        let child = spawn(destination, || init::run(&plan, luggage))?;
+        let pid = child.pid;
+        self.child = Some(child);
+        self.equip(&plan, pid, network)?;
         let signals = (mode == Mode::Foreground).then(take_signals).transpose()?;
         link.send(&Message::Go)?;
         file::close_left();
-        let (pid, pidfd) = (child.pid, child.pidfd.as_fd());
-        until_ready(&link, container, config, &plan.trees, (pid, pidfd))?;
-        if let Some(path) = &options.pidfd_socket {
-            send_pidfd(path, "standard", pidfd)?;
+        until_ready(&link, &self.container, config, &plan.trees, self.child.as_ref())?;
+        if let (Some(path), Some(child)) = (&options.pidfd_socket, &self.child) {
+            send_pidfd(path, "standard", child.pidfd.as_fd())?;
         }
         self.note_host_mounts()?;
         Ok((link, terminal, signals))
+    }
+
+    /// The container exists from here on.
+    fn begin(&mut self, config: &Config, mode: Mode) -> Result<()> {
+        let container = &self.container;
+        container.directory.lock()?;
+        // Before there is a cgroup: what a killed `create` leaves must be found by `delete --force`.
+        container.save(config)?;
+        if notify::is_wanted() {
+            notify::make_directory(&container.directory)?;
+            let starts_it = mode != Mode::Create;
+            self.notify = starts_it.then(|| Notify::listen(&container.directory)).transpose()?.flatten();
+        }
+        Ok(())
+    }
+
+    /// Gives the new process what it can't have by itself, before it goes on. `network` is where network
+    /// devices go, if not to its own namespace.
+    fn equip(&mut self, plan: &Plan, pid: Pid, network: Option<OwnedFd>) -> Result<()> {
+        let container = &mut self.container;
+        container.state.init = Init::now(pid);
+        container.save_init()?;
+        if let Some(cgroup) = plan.cgroup.as_ref().filter(|cgroup| cgroup.unit.is_some()) {
+            container.state.cgroup.create_unit(cgroup, pid)?;
+            container.save_init()?;
+        }
+        if let Some(resctrl) = &plan.resctrl {
+            container.state.resctrl = Some(resctrl.apply(pid)?);
+            container.save_init()?;
+        }
+        prepare_process(pid, plan, &container.state.cgroup)?;
+        if plan.net_devices.is_empty() {
+            return Ok(());
+        }
+        let network = network.map_or_else(|| network_of(pid), Ok)?;
+        net_devices::move_all(&plan.net_devices, network.as_fd())
     }
 }
 
@@ -451,13 +466,14 @@ fn until_ready(
     container: &Container,
     config: &Config,
     trees: &[Tree],
-    (pid, pidfd): (Pid, BorrowedFd<'_>),
+    child: Option<&Child>,
 ) -> Result<()> {
+    let child = child.ok_or_else(|| Error::new("the container has no process"))?;
     loop {
         match link.receive()? {
             Some(Message::Ready) => return Ok(()),
             Some(Message::HooksPlease) => {
-                let state = container.state.for_hooks(Status::Creating, Some(pid));
+                let state = container.state.for_hooks(Status::Creating, Some(child.pid));
                 for kind in [Kind::Prestart, Kind::CreateRuntime] {
                     hooks::run(kind, kind.of(config.spec.hooks()), &state, &config.bundle)?;
                 }
@@ -466,7 +482,7 @@ fn until_ready(
             Some(Message::IdMapPlease { index, fd }) => {
                 let tree = trees.iter().find(|tree| tree.index == index);
                 let tree = tree.ok_or_else(|| Error::new("unexpected message: no such mount"))?;
-                trees::map(tree, pidfd_getfd(pidfd, fd)?.as_fd())?;
+                trees::map(tree, pidfd_getfd(child.pidfd.as_fd(), fd)?.as_fd())?;
                 link.send(&Message::IdMapped)?;
             }
             Some(Message::Failed(text)) => return Err(Error::new(text)),
