@@ -86,6 +86,16 @@ pub struct Finished {
 }
 
 impl Finished {
+    /// What the run as a whole has left.
+    pub fn of_the_whole(verdict: Verdict) -> Self {
+        let test = Test {
+            clause: "nothing is left on the machine by the whole run",
+            name: "leaks::nothing_is_left",
+            run: |_| Ok(()),
+        };
+        Finished { test, verdict, took: Duration::ZERO }
+    }
+
     /// Whether the runtime is wrong.
     pub fn failed(&self) -> bool {
         matches!(self.verdict, Err(Stop::Failed(_)))

@@ -13,6 +13,7 @@ mod compare;
 mod documents;
 mod harness;
 mod inside;
+mod leaks;
 mod machine;
 mod receive;
 mod tests;
@@ -82,7 +83,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let results = harness::run(&tests, &under_test, options.jobs.max(1));
+    let before = leaks::Before::look();
+    let mut results = harness::run(&tests, &under_test, options.jobs.max(1));
+    results.push(harness::Finished::of_the_whole(before.compare()));
     let written = options.json.as_ref().map(|path| std::fs::write(path, harness::json(&results).to_string()));
     if let Some(Err(error)) = written {
         eprintln!("cannot write the results: {error}");
