@@ -4,6 +4,7 @@
 use crate::config::list;
 use crate::error::{Context, Error, Pointer, Result};
 use crate::sys::{Call, file};
+use nix::errno::Errno;
 use nix::unistd::Pid;
 use oci_spec::runtime::Linux;
 use serde::{Deserialize, Serialize};
@@ -83,7 +84,9 @@ impl Plan {
     /// The same in the file system at `root`, for several processes.
     pub fn apply_in(&self, root: &Path, pids: &[Pid]) -> Result<Groups> {
         let group = root.join(&self.group);
-        let there = group.is_dir();
+        // Made by whoever comes first.
+        let named = !self.own && self.lines.is_empty();
+        let there = if named { group.is_dir() } else { !make(&group)? };
         let at = Pointer::to("/linux/intelRdt/closID");
         if !there && !self.own && self.lines.is_empty() {
             return Err(Error::new(format!(
@@ -99,8 +102,10 @@ impl Plan {
         self.fill(&mut groups, there, pids).inspect_err(|_| {
             // What led here is what to report.
             let _ = groups.remove();
-            // A class of service that others share stays once it is made, but not if it never was one.
-            if !there {
+            // A class of service stays once others may share it.
+            let is_unused =
+                file::read(&groups.group.join("tasks")).is_ok_and(|tasks| tasks.trim().is_empty());
+            if !there && (self.own || is_unused) {
                 let _ = file::rmdir(&groups.group);
             }
         })?;
@@ -108,16 +113,13 @@ impl Plan {
     }
 
     fn fill(&self, groups: &mut Groups, there: bool, pids: &[Pid]) -> Result<()> {
-        if !there {
-            make(&groups.group).at(&Pointer::to("/linux/intelRdt"))?;
-            groups.own = self.own;
-        }
+        groups.own = self.own && !there;
         for (at, line, _) in &self.lines {
             groups.write_schema(line).at(at)?;
         }
         if let Some(name) = &self.monitor {
             let monitor = groups.group.join("mon_groups").join(name);
-            make(&monitor).at(&Pointer::to("/linux/intelRdt/enableMonitoring"))?;
+            make(&monitor).map_err(|error| error.at(Pointer::to("/linux/intelRdt/enableMonitoring")))?;
             groups.monitor = Some(monitor);
         }
         pids.iter().try_for_each(|pid| groups.enter(*pid))
@@ -159,10 +161,22 @@ impl Groups {
         })
     }
 
-    /// Puts a process into the groups.
+    /// Puts a process into the groups, with all its threads: the kernel moves them one by one.
     pub fn enter(&self, pid: Pid) -> Result<()> {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let mut threads: Vec<_> =
+            threads.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        if threads.is_empty() {
+            threads.push(pid.to_string());
+        }
         for directory in std::iter::once(&self.group).chain(&self.monitor) {
-            file::write(&directory.join("tasks"), &pid.to_string()).at(&Pointer::to("/linux/intelRdt"))?;
+            for thread in &threads {
+                match file::write(&directory.join("tasks"), thread) {
+                    // It has ended.
+                    Err(failed) if failed.errno == Errno::ESRCH && threads.len() > 1 => {}
+                    other => other.at(&Pointer::to("/linux/intelRdt"))?,
+                }
+            }
         }
         Ok(())
     }
@@ -172,7 +186,7 @@ impl Groups {
         let own = Some(&self.group).filter(|_| self.own);
         for directory in self.monitor.iter().chain(own) {
             match file::rmdir(directory) {
-                Ok(()) | Err(nix::errno::Errno::ENOENT) => {}
+                Ok(()) | Err(Errno::ENOENT) => {}
                 Err(errno) => Err(errno).call(|| format!("rmdir({directory:?})"))?,
             }
         }
@@ -242,9 +256,15 @@ pub fn mount_point() -> Result<Option<PathBuf>> {
     Ok(text.lines().find_map(point))
 }
 
-fn make(directory: &Path) -> crate::sys::Result<()> {
-    nix::unistd::mkdir(directory, nix::sys::stat::Mode::from_bits_truncate(0o755))
-        .call(|| format!("mkdir({directory:?})"))
+/// Makes a group; false where there is one.
+fn make(directory: &Path) -> Result<bool> {
+    match nix::unistd::mkdir(directory, nix::sys::stat::Mode::from_bits_truncate(0o755)) {
+        Ok(()) => Ok(true),
+        Err(Errno::EEXIST) => Ok(false),
+        Err(errno) => {
+            Ok(Err(errno).call(|| format!("mkdir({directory:?})")).at(&Pointer::to("/linux/intelRdt"))?)
+        }
+    }
 }
 
 /// Whether two lines of schemata say the same, however their numbers are written.

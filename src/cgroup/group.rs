@@ -83,13 +83,15 @@ impl Cgroup {
             (self.directories, self.unit) = (Vec::new(), None);
         }
         started?;
-        self.directories.iter_mut().for_each(|directory| directory.claim = Claim::Made);
         let (is, expected) = (systemd::place_of(pid)?, plan.places.first().map(|place| place.path.clone()));
-        if expected.as_ref().is_some_and(|expected| *expected != is) {
-            let expected = expected.unwrap_or_default();
+        if let Some(expected) = expected.filter(|expected| *expected != is) {
+            // What is at the expected place is somebody else's.
+            unit.name.stop()?;
+            (self.directories, self.unit) = (Vec::new(), None);
             return Err(Error::new(format!("systemd made the cgroup {is:?}, not {expected:?}"))
                 .at(Pointer::to("/linux/cgroupsPath")));
         }
+        self.directories.iter_mut().for_each(|directory| directory.claim = Claim::Made);
         self.make(plan, &mut Vec::new())
     }
 

@@ -6,14 +6,19 @@ use rustbus::signature::Type;
 
 /// The value that `text` is, all of it.
 pub fn parse(text: &str) -> Option<Param<'static, 'static>> {
-    let mut text = Text { rest: text };
+    let mut text = Text { rest: text, depth: 0 };
     text.value(None).filter(|_| text.skip_space().is_empty())
 }
 
 /// What is left of a text.
 struct Text<'a> {
     rest: &'a str,
+    /// In how many lists and tuples it is.
+    depth: usize,
 }
+
+/// Deeper than any property: what is nested further isn't one.
+const DEEPEST: usize = 32;
 
 impl<'a> Text<'a> {
     fn skip_space(&mut self) -> &'a str {
@@ -41,6 +46,13 @@ impl<'a> Text<'a> {
 
     /// A value of type `kind`, or of the type that its form says.
     fn value(&mut self, kind: Option<&str>) -> Option<Param<'static, 'static>> {
+        self.depth += 1;
+        let value = if self.depth > DEEPEST { None } else { self.value_within(kind) };
+        self.depth -= 1;
+        value
+    }
+
+    fn value_within(&mut self, kind: Option<&str>) -> Option<Param<'static, 'static>> {
         match self.skip_space().chars().next()? {
             '\'' | '"' => self.quoted(kind),
             '[' => self.array(kind.map(|kind| kind.strip_prefix('a')).unwrap_or(None)),

@@ -16,7 +16,7 @@ impl Cgroup {
             return Err(Error::new("the container has no cgroup whose limits could be changed"));
         }
         self.check_memory(resources, at)?;
-        let writes = super::writes(resources, at, self.unified)?;
+        let writes = super::writes(&self.with_both_of_quota(resources), at, self.unified)?;
         if let Some(unit) = &self.unit {
             unit.update(&writes, self.unified)?;
         }
@@ -32,6 +32,34 @@ impl Cgroup {
             }
         }
         refused.iter().try_for_each(|(at, write)| self.write(write).at(at))
+    }
+
+    /// A quota and its period are one value to v2 and to systemd: where one is given, the other is what it is.
+    fn with_both_of_quota(&self, resources: &LinuxResources) -> LinuxResources {
+        let mut resources = resources.clone();
+        let Some(cpu) = resources.cpu_mut() else { return resources };
+        let (quota, period) =
+            (cpu.quota().filter(|&quota| quota != 0), cpu.period().filter(|&period| period != 0));
+        if quota.is_some() == period.is_some() {
+            return resources;
+        }
+        let text = |name: &str| {
+            let directory = self.directory_of("cpu");
+            directory.and_then(|directory| file::read(&directory.file(name)).ok()).unwrap_or_default()
+        };
+        let now = match self.unified {
+            true => text("cpu.max"),
+            false => format!("{} {}", text("cpu.cfs_quota_us").trim(), text("cpu.cfs_period_us").trim()),
+        };
+        let mut now = now.split_whitespace();
+        // `max`, which is no number, is no quota.
+        let (quota_now, period_now) = (now.next().map(|quota| quota.parse().unwrap_or(-1)), now.next());
+        if quota.is_none() {
+            cpu.set_quota(quota_now);
+        } else {
+            cpu.set_period(period_now.and_then(|period| period.parse().ok()));
+        }
+        resources
     }
 
     /// config-linux.md, "Memory", checkBeforeUpdate: a limit below what is used would have processes

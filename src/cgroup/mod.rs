@@ -145,7 +145,7 @@ pub fn compile(spec: &Spec, id: &str, layout: &Layout, manager: Manager) -> Resu
     match manager {
         Manager::Cgroupfs => plan.places = places(asked, id, layout),
         Manager::Systemd => {
-            let mut unit = Unit::plan(spec, id, layout::is_unprivileged())?;
+            let mut unit = Unit::plan(spec, id, systemd::is_users())?;
             unit.add_limits(&plan.writes, &plan.devices, unified);
             plan.places = places(Some(&Path::new("/").join(unit.path(layout))), id, layout);
             plan.unit = Some(unit);

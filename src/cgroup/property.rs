@@ -132,7 +132,18 @@ pub fn of_writes(writes: &[(Pointer, Write)], unified: bool) -> Vec<(Pointer, St
 fn limit(text: &str) -> Option<Value> {
     match text {
         "max" | "-1" => Some(Value::Number(u64::MAX)),
-        text => text.parse().ok().map(Value::Number),
+        text => {
+            let digits = text.trim_end_matches(['K', 'k', 'M', 'm', 'G', 'g', 'T', 't']);
+            let power = match text[digits.len()..].to_ascii_lowercase().as_str() {
+                "" => 0,
+                "k" => 1,
+                "m" => 2,
+                "g" => 3,
+                "t" => 4,
+                _ => return None,
+            };
+            digits.parse::<u64>().ok()?.checked_mul(1 << (10 * power)).map(Value::Number)
+        }
     }
 }
 
@@ -141,8 +152,6 @@ fn of_v2(write: &Write) -> Vec<(&'static str, Value)> {
     let value = write.value.as_str();
     match write.file.as_str() {
         "cpu.weight" => one("CPUWeight", limit(value)),
-        // An idle cgroup is one of weight 0 to systemd, since version 252.
-        "cpu.idle" if value == "1" => one("CPUWeight", Some(Value::Number(0))),
         "cpu.max" => {
             let (quota, period) = value.split_once(' ').unwrap_or((value, "100000"));
             quota_properties(quota, period.parse().unwrap_or(100_000))
@@ -161,6 +170,7 @@ fn of_v2(write: &Write) -> Vec<(&'static str, Value)> {
                 _ => &write.value,
             };
             match weight.split_once(' ') {
+                Some(("default", weight)) => one("IOWeight", limit(weight)),
                 Some((number, weight)) => one("IODeviceWeight", rate(number, weight)),
                 None => one("IOWeight", limit(weight)),
             }
@@ -305,7 +315,7 @@ mod tests {
                     ("io.max", "8:0 rbps=5 wiops=6"),
                     ("io.max", "8:16 rbps=max"),
                     ("hugetlb.2MB.max", "1"),
-                    ("memory.max", "200"),
+                    ("memory.max", "2K"),
                 ],
                 true
             ),
@@ -313,7 +323,7 @@ mod tests {
                 "CPUQuotaPerSecUSec=130000",
                 "CPUQuotaPeriodUSec=100000",
                 "AllowedCPUs=0203",
-                "MemoryMax=200",
+                "MemoryMax=2048",
                 "MemorySwapMax=infinity",
                 "TasksMax=7",
                 "IOReadBandwidthMax=/dev/block/8:0 5, /dev/block/8:16 18446744073709551615",
@@ -383,6 +393,7 @@ mod tests {
             ("TimeoutStopSec", "-1"),
             ("Number", "@t 'a'"),
             ("Number", "uint64 -1"),
+            ("Number", &"[".repeat(100_000)),
         ] {
             assert!(parse(name, text).is_err(), "{name}={text}");
         }

@@ -9,7 +9,7 @@ use super::devices::{Rule, systemd_list};
 use super::property::{self, Value};
 use super::{Layout, Write};
 use crate::error::{Error, Pointer, Result};
-use crate::sys::file;
+use crate::sys::{file, identity};
 use nix::unistd::Pid;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
@@ -215,6 +215,13 @@ impl UnitName {
             Err(refusal) => Err(refusal.error()),
         }
     }
+}
+
+/// Whether it is the user's service manager that is asked: by an ordinary user, or root of a user's own
+/// namespace; but root of a system in a container has that system's.
+pub fn is_users() -> bool {
+    let has_session = || std::env::var_os("XDG_RUNTIME_DIR").is_some_and(|directory| !directory.is_empty());
+    !identity::user().is_root() || (identity::in_user_namespace() && has_session())
 }
 
 /// Whether systemd runs this machine (sd_booted(3)).

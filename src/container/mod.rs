@@ -3,9 +3,11 @@
 
 mod directory;
 pub mod gate;
+mod host_mounts;
 mod state;
 
 pub use directory::{Directory, Store};
+pub use host_mounts::HostMounts;
 pub use state::{Container, Init, Listener, State, Status, spec_state};
 
 use crate::error::{Error, Result};

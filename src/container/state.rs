@@ -1,6 +1,6 @@
 //! What is kept of a container, and what can be found out about it (runtime.md, "State").
 
-use super::{Directory, Store, gate};
+use super::{Directory, HostMounts, Store, gate};
 use crate::cgroup::{Cgroup, Freeze};
 use crate::config::{self, Config, SPEC_VERSION};
 use crate::error::{Error, Result};
@@ -49,9 +49,9 @@ pub struct State {
     /// Its groups of the resctrl file system, kept as `init` is.
     #[serde(skip)]
     pub resctrl: Option<Groups>,
-    /// The numbers of its mounts, where they are the host's; kept as `init` is.
+    /// Its mounts, where they are the host's; kept as `init` is.
     #[serde(skip)]
-    pub host_mounts: Vec<i32>,
+    pub host_mounts: Option<HostMounts>,
     /// CLONE_NEW* of the namespaces that it has, new or joined.
     pub namespaces: i32,
     /// Whether it has a pid namespace of its own, which ends with its first process.
@@ -129,8 +129,8 @@ pub struct Made {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resctrl: Option<Groups>,
     /// The mounts on the host.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub host_mounts: Vec<i32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_mounts: Option<HostMounts>,
 }
 
 /// The seccomp agent (config-linux.md, "Seccomp", listenerPath).

@@ -224,7 +224,8 @@ pub const DESCRIPTORS: &str = "descriptors.json";
 
 /// The streams that CRIU is to put this process's in place of: those that were pipes.
 pub fn inherited_pipes(descriptors: &Option<Vec<String>>) -> Vec<message::InheritFd> {
-    let streams = list(descriptors).iter().zip(0..);
+    // An image names no more than the standard streams.
+    let streams = list(descriptors).iter().zip(0..3);
     let pipes = streams.filter(|(name, _)| name.contains("pipe:"));
     pipes.map(|(name, fd)| message::InheritFd { key: name.clone(), fd }).collect()
 }

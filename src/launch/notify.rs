@@ -102,8 +102,13 @@ impl Notify {
             other => other.call(|| "recv(notify.sock)".into())?,
         };
         let Some((message, ready)) = translated(&buffer[..length], pid) else { return Ok(false) };
-        send(self.listener.as_raw_fd(), message.as_bytes(), MsgFlags::MSG_NOSIGNAL)
-            .call(|| "send(NOTIFY_SOCKET)".into())?;
+        // A container that floods must not stop the runtime; that it is ready is waited for.
+        let flags =
+            if ready { MsgFlags::MSG_NOSIGNAL } else { MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT };
+        match send(self.listener.as_raw_fd(), message.as_bytes(), flags) {
+            Err(Errno::EAGAIN) => {}
+            other => drop(other.call(|| "send(NOTIFY_SOCKET)".into())?),
+        }
         if ready {
             self.wait_until_read()?;
         }
@@ -153,10 +158,14 @@ fn datagrams() -> sys::Result<OwnedFd> {
 /// A message as it makes sense outside of the container, and whether it says that the program is ready.
 fn translated(message: &[u8], pid: Pid) -> Option<(String, bool)> {
     let text = std::str::from_utf8(message).ok()?;
-    let own = |line: &&str| {
-        !["MAINPID=", "MAINPIDFDID=", "BARRIER=", "FDSTORE"].iter().any(|key| line.starts_with(key))
+    // The rest is about the unit of who called the runtime, over which a container has no say.
+    const PASSED_ON: [&str; 6] = ["READY=1", "STATUS=", "ERRNO=", "RELOADING=1", "STOPPING=1", "WATCHDOG=1"];
+    let is_passed_on = |line: &&str| {
+        PASSED_ON
+            .iter()
+            .any(|known| if known.ends_with('=') { line.starts_with(known) } else { line == known })
     };
-    let mut lines: Vec<&str> = text.lines().filter(own).filter(|line| line.contains('=')).collect();
+    let mut lines: Vec<&str> = text.lines().filter(is_passed_on).collect();
     let ready = lines.contains(&"READY=1");
     let main = format!("MAINPID={pid}");
     if ready {
@@ -177,7 +186,10 @@ mod tests {
             Some(("READY=1\nSTATUS=up\nMAINPID=42".into(), true))
         );
         assert_eq!(translate("WATCHDOG=1"), Some(("WATCHDOG=1".into(), false)));
-        assert_eq!(translate("BARRIER=1"), None);
+        for own in ["BARRIER=1", "NOTIFYACCESS=all", "WATCHDOG=trigger", "EXTEND_TIMEOUT_USEC=1", "FDSTORE=1"]
+        {
+            assert_eq!(translate(own), None, "{own}");
+        }
         assert_eq!(translate("junk"), None);
         assert_eq!(translated(b"READY=1\xff", Pid::from_raw(42)), None);
     }

@@ -83,6 +83,11 @@ pub fn check_restorable(config: &Config) -> Result<()> {
         let error = "a container without a mount namespace of its own can't be saved or restored";
         return Err(Error::new(error).at(Pointer::to("/linux/namespaces")));
     }
+    // CRIU follows paths on the host, where the container's links lead elsewhere.
+    if let Some(index) = trees::from_within(&config.spec, &config.bundle) {
+        let error = "a mount whose source or destination is given by the container's own path on the host can't be saved or restored";
+        return Err(Error::new(error).at(Pointer::to("/mounts").index(index)));
+    }
     // CRIU would bind it without, and files would be others'.
     match trees::plan(&config.spec, &config.bundle, false).first() {
         None => Ok(()),

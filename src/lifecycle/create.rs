@@ -1,10 +1,10 @@
 //! `create`: the container's environment is made, and its first process waits for `start`
 //! (runtime.md, "Create").
 
-use super::{Global, connect_to, delete, host_mounts, send_pidfd, write_pid_file};
+use super::{Global, connect_to, delete, send_pidfd, write_pid_file};
 use crate::cgroup::{self, Cgroup, Manager};
-use crate::config::{Config, SPEC_VERSION, sysctl_namespace, sysctl_path};
-use crate::container::{Container, Init, Listener, State, Status, gate};
+use crate::config::{Config, SPEC_VERSION, list, sysctl_namespace, sysctl_path};
+use crate::container::{Container, HostMounts, Init, Listener, State, Status, gate};
 use crate::error::{Context, Error, Pointer, Result};
 use crate::host::Host;
 use crate::launch::foreground::take_signals;
@@ -117,9 +117,9 @@ pub fn create(global: &Global, options: &Options, config: &Config, mode: Mode) -
     let plan = plan::create(notified.as_ref().unwrap_or(config), &Host::probe()?, &request)?;
     log::debug_lines(|| plan.to_string());
     let directory = global.store.claim(&options.id)?;
-    let state = describe(config, &plan, &options.id);
-    let hosts = host_mounts::are_made(config).then(|| host_mounts::below(&config.rootfs())).transpose()?;
-    let mut attempt = Attempt { container: Container { directory, state }, child: None, hosts, notify: None };
+    let mut state = describe(config, &plan, &options.id);
+    state.host_mounts = HostMounts::before(config)?;
+    let mut attempt = Attempt { container: Container { directory, state }, child: None, notify: None };
     match attempt.make(config, plan, options, kept.listen + kept.preserved, mode) {
         Ok((link, terminal, signals)) => {
             let child = attempt.child.ok_or_else(|| Error::new("the container has no process"))?;
@@ -128,9 +128,6 @@ pub fn create(global: &Global, options: &Options, config: &Config, mode: Mode) -
             Ok(Created { container, child, link, terminal, waits, signals, notify })
         }
         Err(error) => {
-            if let Err(other) = attempt.note_host_mounts() {
-                crate::log::warning(&other.to_string());
-            }
             undo(&attempt.container, attempt.child.as_ref());
             Err(error)
         }
@@ -230,7 +227,7 @@ pub fn describe(config: &Config, plan: &Plan, id: &str) -> State {
             .collect(),
         init: None,
         resctrl: None,
-        host_mounts: Vec::new(),
+        host_mounts: None,
         cgroup: plan.cgroup.as_ref().map(Cgroup::planned).unwrap_or_default(),
         namespaces: namespaces.bits(),
         own_pid_namespace: plan.namespaces.new.contains(CloneFlags::CLONE_NEWPID),
@@ -245,21 +242,10 @@ pub fn describe(config: &Config, plan: &Plan, id: &str) -> State {
 struct Attempt {
     container: Container,
     child: Option<Child>,
-    /// The mounts below its root on the host, before: where its own will be the host's.
-    hosts: Option<Vec<i32>>,
     notify: Option<Notify>,
 }
 
 impl Attempt {
-    /// Keeps which mounts of the host's are the container's.
-    fn note_host_mounts(&mut self) -> Result<()> {
-        if let Some(before) = &self.hosts {
-            self.container.state.host_mounts = host_mounts::new_below(&self.container.state.rootfs, before)?;
-            self.container.save_init()?;
-        }
-        Ok(())
-    }
-
     fn make(
         &mut self,
         config: &Config,
@@ -292,6 +278,10 @@ impl Attempt {
             }
         }
         let cgroup = container.state.cgroup.descriptor()?;
+        if container.state.host_mounts.is_some() {
+            // Before there are any: a killed `create` must not leave them to the host.
+            container.save_init()?;
+        }
 
         let (link, inits) = Link::pair()?;
         let new = plan.namespaces.new;
@@ -336,7 +326,10 @@ impl Attempt {
         if let (Some(path), Some(child)) = (&options.pidfd_socket, &self.child) {
             send_pidfd(path, "standard", child.pidfd.as_fd())?;
         }
-        self.note_host_mounts()?;
+        if let Some(mounts) = &mut self.container.state.host_mounts {
+            mounts.note()?;
+            self.container.save_init()?;
+        }
         Ok((link, terminal, signals))
     }
 
@@ -398,6 +391,9 @@ fn set_in_namespaces(config: &Config) -> Result<Vec<(CloneFlags, Pointer)>> {
     let is_set = |name: &Option<String>| name.as_ref().is_some_and(|name| !name.is_empty());
     if is_set(config.spec.hostname()) {
         fields.push((CloneFlags::CLONE_NEWUTS, Pointer::to("/hostname")));
+    }
+    if !list(config.spec.mounts()).is_empty() {
+        fields.push((CloneFlags::CLONE_NEWNS, Pointer::to("/mounts")));
     }
     if is_set(config.spec.domainname()) {
         fields.push((CloneFlags::CLONE_NEWUTS, Pointer::to("/domainname")));

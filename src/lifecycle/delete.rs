@@ -1,8 +1,8 @@
 //! `delete`: what `create` made is taken back (runtime.md, "Delete").
 
-use super::{Global, host_mounts};
+use super::Global;
 use crate::cgroup::Cgroup;
-use crate::container::{Container, Init, Status};
+use crate::container::{Container, HostMounts, Init, Status};
 use crate::error::{Error, Result};
 use crate::resctrl::Groups;
 use crate::steps::hooks::{self, Kind};
@@ -54,6 +54,7 @@ fn remove_remains(global: &Global, id: &str, error: Error) -> Result<()> {
     cgroup.signal_all(libc::SIGKILL)?;
     cgroup.remove()?;
     made.resctrl.iter().try_for_each(Groups::remove)?;
+    made.host_mounts.iter().try_for_each(HostMounts::unmount)?;
     directory.remove(&[])
 }
 
@@ -64,7 +65,7 @@ pub fn destroy(container: &Container, created: bool) -> Result<()> {
     // Where that fails, cgroups are left, and the state is how they are found again.
     container.state.cgroup.remove()?;
     container.state.resctrl.iter().try_for_each(Groups::remove)?;
-    host_mounts::unmount(&container.state.rootfs, &container.state.host_mounts)?;
+    container.state.host_mounts.iter().try_for_each(HostMounts::unmount)?;
     container.forget()?;
     if created {
         let state = container.state.for_hooks(Status::Stopped, None);

@@ -7,7 +7,6 @@ pub mod events;
 pub mod exec;
 pub mod explain;
 pub mod features;
-mod host_mounts;
 pub mod kill;
 pub mod list;
 pub mod pause;

@@ -177,9 +177,10 @@ fn text_of(mut file: File) -> String {
 
 /// Waits for a hook to end, and ends it when its time is up.
 fn wait(child: &mut Child, timeout: Option<Duration>) -> Result<ExitStatus> {
-    if let Some(timeout) = timeout {
+    // One that ends after the clock does is none.
+    let end = timeout.and_then(|timeout| Some((timeout, Instant::now().checked_add(timeout)?)));
+    if let Some((timeout, end)) = end {
         let pidfd = pidfd_open(Pid::from_raw(child.id() as i32))?;
-        let end = Instant::now() + timeout;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);

@@ -361,6 +361,12 @@ impl Mount {
     /// The attributes of a bind mount in a container with a user namespace: the flags that its source
     /// has stay, and to ask for less is an error, as if the container's root had mounted it.
     fn unlocked_attributes(&self, tree: BorrowedFd<'_>) -> Result<Option<MountAttr>> {
+        let recursive = self.options.recursive.as_ref().map_or(0, |attr| attr.attr_clr);
+        if recursive & LOCKED.iter().map(|(_, locked)| locked).sum::<u64>() != 0 {
+            let call = format!("mount_setattr({}, AT_RECURSIVE, attr_clr={recursive:#x})", tree.as_raw_fd());
+            let hint = "in a user namespace mounts keep the flags that they have on the host";
+            return Err(Error::from(Failed { call, errno: Errno::EPERM }).hint(hint));
+        }
         let Some(mut attr) = self.options.bind_attributes() else { return Ok(None) };
         let flags = fstatfs(tree).call(|| format!("fstatfs({})", tree.as_raw_fd()))?.flags();
         let named = self.options.named_attributes().attr_clr;

@@ -142,6 +142,7 @@ pub fn is_own(kind: CloneFlags, joined: BorrowedFd<'_>) -> Result<bool> {
     let file = match kind {
         CloneFlags::CLONE_NEWNET => "net",
         CloneFlags::CLONE_NEWIPC => "ipc",
+        CloneFlags::CLONE_NEWNS => "mnt",
         CloneFlags::CLONE_NEWUTS => "uts",
         _ => return Ok(false),
     };

@@ -53,8 +53,9 @@ impl fmt::Display for NetDevice {
     }
 }
 
-/// Moves the devices to `namespace`. What was moved before a failure stays there: the kernel gives a
-/// physical device back when the namespace ends, and a virtual one belonged to the container alone.
+/// Moves the devices to `namespace`. What was moved before a failure stays there: when the namespace ends
+/// the kernel gives a physical device back, and a virtual one belonged to the container alone; of a
+/// namespace that goes on they are its owner's.
 pub fn move_all(devices: &[NetDevice], namespace: BorrowedFd<'_>) -> Result<()> {
     if devices.is_empty() {
         return Ok(());
@@ -87,9 +88,15 @@ impl NetDevice {
             Some(Errno::EEXIST) => error.hint("the container has a device of that name already"),
             _ => error,
         })?;
-        // Its number may be another one now, and its name too.
-        let moved = container.links()?.into_iter().find(|index| !before.contains(index));
-        let index = moved.ok_or_else(|| Error::new("it is not in the container's namespace after all"))?;
+        // Its number may be another one now. Where the kernel chose its name, it is the one that is new.
+        let name = self.container.as_ref().unwrap_or(&self.host);
+        let mut links = container.links()?.into_iter();
+        let moved = match name.contains('%') {
+            true => links.find(|link| !before.contains(link)),
+            false => links.find(|(_, other)| other == name),
+        };
+        let (index, _) =
+            moved.ok_or_else(|| Error::new("it is not in the container's namespace after all"))?;
         for mut address in addresses {
             address.header.index = index;
             container.change(RouteNetlinkMessage::NewAddress(address), NLM_F_CREATE | NLM_F_EXCL)?;
@@ -124,11 +131,17 @@ impl Route {
         opened
     }
 
-    /// The numbers of all devices.
-    fn links(&self) -> Result<Vec<u32>> {
+    /// All devices: (number, name).
+    fn links(&self) -> Result<Vec<(u32, String)>> {
         let answers = self.ask(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)?;
         let index = |message| match message {
-            RouteNetlinkMessage::NewLink(link) => Some(link.header.index),
+            RouteNetlinkMessage::NewLink(link) => {
+                let name = link.attributes.into_iter().find_map(|attribute| match attribute {
+                    LinkAttribute::IfName(name) => Some(name),
+                    _ => None,
+                });
+                Some((link.header.index, name.unwrap_or_default()))
+            }
             _ => None,
         };
         Ok(answers.into_iter().filter_map(index).collect())

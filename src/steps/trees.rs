@@ -66,6 +66,16 @@ pub fn plan(spec: &Spec, bundle: &Path, all: bool) -> Vec<Tree> {
     trees
 }
 
+/// The first mount whose source or destination is such a path, if there is any.
+pub fn from_within(spec: &Spec, bundle: &Path) -> Option<usize> {
+    list(spec.mounts()).iter().position(|mount| {
+        let bound = bind_depth(mount, &Options::parse(list(mount.options()))).is_some();
+        let source = mount.source().as_ref().filter(|_| bound).map(|source| bundle.join(source));
+        let leads_in = |path: &Path| within_rootfs(spec, bundle, path).is_some();
+        leads_in(mount.destination()) || source.is_some_and(|source| leads_in(&source))
+    })
+}
+
 /// A path of the host that leads into the container's root file system, from there: what is mounted in it
 /// is seen only from within, and its links are the container's.
 pub(super) fn within_rootfs(spec: &Spec, bundle: &Path, path: &Path) -> Option<PathBuf> {
