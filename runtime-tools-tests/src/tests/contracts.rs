@@ -23,6 +23,7 @@ tests![
     "runc: locked flags of a bind mount in a user namespace" => locked_flags,
     "runc: masked paths given twice, and many" => masked_paths,
     "runc: the host's mount namespace" => hosts_mount_namespace,
+    "runc delete --force: a killed create in the host's mount namespace" => hosts_mount_namespace_killed,
     "runc: the v2 hierarchy of a hybrid host" => hybrid_hierarchy,
     "runc#3672: /proc where it can't be mounted anew" => nested,
     "crun: run.oci.keep_original_groups" => original_groups,
@@ -267,6 +268,39 @@ fn hosts_mount_namespace(case: &Case) -> Verdict {
             fs::remove_file(proof)?;
         }
     }
+    case.nothing_left()
+}
+
+fn hosts_mount_namespace_killed(case: &Case) -> Verdict {
+    if case.runtime.name != "damda" {
+        crate::skip!("others leave the mounts to the caller");
+    }
+    let marker = case.directory.join("marker").display().to_string();
+    let hook = format!("touch {marker}; sleep 30");
+    let bundle = case.bundle(|config| {
+        without(config, "mount");
+        config["linux"]["maskedPaths"] = json!([]);
+        config["linux"]["readonlyPaths"] = json!([]);
+        config["hooks"] = json!({ "createContainer": [{ "path": "/bin/sh", "args": ["sh", "-c", hook] }] });
+    })?;
+    // In place of the host's namespace, a private one. All is mounted when the hook runs.
+    let damda = format!("{:?} --root {:?}", case.runtime.binary, case.state_directory());
+    let mounts = format!("grep -c {:?} /proc/self/mountinfo", bundle.rootfs());
+    let script = format!(
+        "{damda} create --bundle {:?} {} & until [ -e {marker} ]; do sleep 0.01; done; {mounts}; \
+         kill -KILL $!; wait $!; {damda} delete --force {}; {mounts}",
+        bundle.path, case.id, case.id
+    );
+    let mut command = Command::new("unshare");
+    command.args(["-m", "--propagation", "private", "sh", "-c", &script]);
+    let output = case.finish(command)?;
+    let counts: Vec<u32> = output.stdout.split_whitespace().flat_map(str::parse).collect();
+    ensure!(
+        matches!(counts[..], [before, 0] if before > 0),
+        "mounts before and after: {:?}, {:?}",
+        output.stdout,
+        output.stderr
+    );
     case.nothing_left()
 }
 

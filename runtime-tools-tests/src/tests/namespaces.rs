@@ -20,7 +20,7 @@ tests![
     "config-linux.md, Offset for Time Namespace" => time_offsets,
     "config-linux.md, Namespaces: network, lo" => loopback_is_up,
     "config-linux.md, Sysctl" => sysctl,
-    "config-linux.md, Sysctl: a joined namespace that is the host's" => sysctl_of_a_joined_host_namespace,
+    "config-linux.md, Namespaces: a joined one that is the host's" => joined_host_namespace,
 ];
 
 /// Those of this process, as links name them.
@@ -207,7 +207,7 @@ fn sysctl(case: &Case) -> Verdict {
     Ok(())
 }
 
-fn sysctl_of_a_joined_host_namespace(case: &Case) -> Verdict {
+fn joined_host_namespace(case: &Case) -> Verdict {
     if case.runtime.name != "damda" {
         crate::skip!("not tried: crun would change the host's");
     }
@@ -232,5 +232,11 @@ fn sysctl_of_a_joined_host_namespace(case: &Case) -> Verdict {
         namespaces.push(json!({ "type": "uts", "path": "/proc/self/ns/uts" }));
     })?;
     case.run(&bundle)?.failed_with(&["/hostname", "host"])?;
+    let bundle = case.bundle(|config| {
+        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|entry| entry["type"] != "mount");
+        namespaces.push(json!({ "type": "mount", "path": "/proc/self/ns/mnt" }));
+    })?;
+    case.run(&bundle)?.failed_with(&["/mounts", "host"])?;
     case.nothing_left()
 }

@@ -168,8 +168,16 @@ fn quota_and_period(case: &Case) -> Verdict {
     case.start(|config| {
         config["linux"]["resources"]["cpu"] = json!({ "quota": 50_000, "period": 100_000 });
     })?;
-    for (quota, period) in [("5000", "10000"), ("900000", "1000000"), ("20000", "40000")] {
-        update(case, &["--cpu-quota", quota, "--cpu-period", period])?.succeeded()?;
+    let quota_now = |quota| ["--cpu-quota", quota];
+    let period_now = |period| ["--cpu-period", period];
+    for (options, expected) in [
+        ([quota_now("5000"), period_now("10000")].concat(), "5000 10000"),
+        ([quota_now("900000"), period_now("1000000")].concat(), "900000 1000000"),
+        ([quota_now("20000"), period_now("40000")].concat(), "20000 40000"),
+        (quota_now("30000").to_vec(), "30000 40000"),
+        (period_now("50000").to_vec(), "30000 50000"),
+    ] {
+        update(case, &options)?.succeeded()?;
         let now = match machine::cgroups() {
             Cgroups::V1 => {
                 let quota = case.cgroup_file("cpu", "cpu.cfs_quota_us")?;
@@ -177,7 +185,7 @@ fn quota_and_period(case: &Case) -> Verdict {
             }
             Cgroups::V2 => case.cgroup_file("cpu", "cpu.max")?,
         };
-        ensure_eq!(now, format!("{quota} {period}"), "quota and period");
+        ensure_eq!(now, expected, "quota and period");
     }
     Ok(())
 }
