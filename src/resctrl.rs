@@ -103,9 +103,8 @@ impl Plan {
             // What led here is what to report.
             let _ = groups.remove();
             // A class of service stays once others may share it.
-            let is_unused =
-                file::read(&groups.group.join("tasks")).is_ok_and(|tasks| tasks.trim().is_empty());
-            if !there && (self.own || is_unused) {
+            let is_used = file::read(&groups.group.join("tasks")).is_ok_and(|tasks| !tasks.trim().is_empty());
+            if !there && (self.own || !is_used) {
                 let _ = file::rmdir(&groups.group);
             }
         })?;
@@ -119,7 +118,13 @@ impl Plan {
         }
         if let Some(name) = &self.monitor {
             let monitor = groups.group.join("mon_groups").join(name);
-            make(&monitor).map_err(|error| error.at(Pointer::to("/linux/intelRdt/enableMonitoring")))?;
+            if !make(&monitor)? {
+                // It would be removed with the container.
+                return Err(Error::new(format!(
+                    "the monitoring group {name:?} exists, and is somebody else's"
+                ))
+                .at(Pointer::to("/linux/intelRdt/enableMonitoring")));
+            }
             groups.monitor = Some(monitor);
         }
         pids.iter().try_for_each(|pid| groups.enter(*pid))
@@ -393,7 +398,7 @@ mod tests {
         assert!(!root.path().join("fresh").exists());
         fs::write(root.path().join("fresh"), "").expect("a file in its place");
         let error = rdt.apply_in(root.path(), &[]).expect_err("no directory").to_string();
-        assert!(error.contains("mkdir"), "{error}");
+        assert!(error.contains("fresh/schemata"), "{error}");
     }
 
     #[test]
