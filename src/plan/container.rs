@@ -55,114 +55,16 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
     let spec = &config.spec;
     let linux = spec.linux().as_ref();
     let mut namespaces = Namespaces::plan(spec);
-    let user_namespace = namespaces.has(CloneFlags::CLONE_NEWUSER);
-
     let mut cgroup = cgroup::compile(spec, &request.id, &host.cgroups, request.cgroup_manager)?;
     cgroup.owner = cgroup_owner(spec, &namespaces);
-    // A process that is cloned into its cgroup can be cloned into a namespace that begins there.
-    // On v1, or by systemd, it is moved afterwards, and makes the namespace then.
-    let moved = !cgroup.unified || cgroup.unit.is_some();
-    let late_cgroup_namespace = moved && namespaces.new.contains(CloneFlags::CLONE_NEWCGROUP);
-    let time_namespace = namespaces.new.contains(CLONE_NEWTIME);
-    namespaces.new -= CLONE_NEWTIME;
-    if late_cgroup_namespace {
-        namespaces.new -= CloneFlags::CLONE_NEWCGROUP;
-    }
-    let late_ipc_namespace = user_namespace && namespaces.new.contains(CloneFlags::CLONE_NEWIPC);
-    if late_ipc_namespace {
-        namespaces.new -= CloneFlags::CLONE_NEWIPC;
-    }
+    let late = Late::take(&mut namespaces, &cgroup);
+    let outline = Outline { config, request, cgroup: &cgroup, namespaces: &namespaces, late };
+    let (user_namespace, own_dev) = (outline.user_namespace(), outline.own_dev());
 
     let mut steps = Steps::default();
-    let at = Pointer::to;
-    if user_namespace {
-        // Without its ids mapped a process is nobody and may nothing.
-        steps.add(&at("/linux/uidMappings"), WaitForRuntime);
-    }
-    if !namespaces.joined.is_empty() {
-        steps.add(&at("/linux/namespaces"), JoinNamespaces);
-    }
-    // Becoming root closes the process's own /proc files to it, where the offsets are written.
-    if let Some(linux) = linux.filter(|_| time_namespace) {
-        steps.add(&at("/linux/timeOffsets"), NewTimeNamespace::plan(linux));
-    }
-    if user_namespace {
-        steps.add(&at("/linux/uidMappings"), BecomeRoot);
-    }
-    if late_ipc_namespace {
-        steps.add(&at("/linux/namespaces"), NewIpcNamespace);
-    }
-    if !request.no_new_keyring {
-        steps.add(&at("/process"), JoinKeyring::plan(&request.id, user_namespace)?);
-    }
-    if namespaces.new.contains(CloneFlags::CLONE_NEWNET) {
-        steps.add(&at("/linux/namespaces"), LoopbackUp);
-    }
-    let name = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
-    steps.add_some(&at("/hostname"), name(spec.hostname()).map(Hostname));
-    steps.add_some(&at("/domainname"), name(spec.domainname()).map(Domainname));
-
-    // While the host's /proc and /dev are at hand.
-    if let Some(process) = spec.process() {
-        add_labels(&mut steps, process, &at("/process"));
-    }
-    let mut waited = user_namespace;
-    let mut wait_for_cgroup = |steps: &mut Steps| {
-        if !std::mem::replace(&mut waited, true) {
-            steps.add(&at("/linux/cgroupsPath"), WaitForRuntime);
-        }
-        if late_cgroup_namespace {
-            steps.add(&at("/linux/namespaces"), NewCgroupNamespace);
-        }
-    };
-    let mut in_cgroup = false;
-    let propagation = Propagation::plan(linux.and_then(|linux| linux.rootfs_propagation().as_deref()));
-    let change = match (namespaces.new.contains(CloneFlags::CLONE_NEWNS), request.no_pivot) {
-        (false, _) => Change::Chroot,
-        (true, true) => Change::Move,
-        (true, false) => Change::Pivot,
-    };
-    let read_only = spec.root().as_ref().and_then(|root| root.readonly()) == Some(true);
-    steps.add(&at("/root"), PrepareRoot { path: config.rootfs(), propagation, change, read_only });
-    for (index, mount) in list(spec.mounts()).iter().enumerate() {
-        let at = at("/mounts").index(index);
-        if cgroup_mount::is_one(mount) {
-            if !std::mem::replace(&mut in_cgroup, true) {
-                wait_for_cgroup(&mut steps);
-            }
-            let own = namespaces.new.contains(CloneFlags::CLONE_NEWCGROUP) || late_cgroup_namespace;
-            steps.add(&at, CgroupMount::plan(mount, &cgroup.places, cgroup.unified, own, user_namespace));
-        } else {
-            steps.add(&at, mounts::plan(spec, index, &config.bundle).map_err(|error| error.at(at.clone()))?);
-        }
-    }
-    let own_dev = !has_hosts_dev(spec);
-    if own_dev {
-        steps.add(&at("/linux/devices"), Devices::plan(linux, user_namespace));
-        steps.add(&at("/linux/devices"), DevLinks { procfs: has_procfs(spec) });
-    }
-    if let Some(linux) = linux {
-        steps.add_some(&at("/linux/sysctl"), Sysctls::plan(linux)?);
-        steps.add_some(&at("/linux/readonlyPaths"), ReadOnlyPaths::plan(linux));
-        steps.add_some(&at("/linux/maskedPaths"), MaskedPaths::plan(linux));
-    }
-    if !in_cgroup {
-        wait_for_cgroup(&mut steps);
-    }
-    add_create_hooks(&mut steps, config, &request.id);
-
-    // From here on the container's own files are all there is.
-    steps.add(&at("/root"), ChangeRoot { change, propagation, path: config.rootfs() });
-    if let Some(process) = spec.process() {
-        steps.add_some(&at("/process/terminal"), Console::plan(process, &at("/process"), own_dev));
-    }
-    steps.add(&at("/mounts"), ReadOnlyLater);
-    if read_only {
-        steps.add(&at("/root/readonly"), ReadOnlyRoot);
-    }
-    if let Some(linux) = linux {
-        add_process_wide(&mut steps, linux)?;
-    }
+    outline.add_entry(&mut steps)?;
+    outline.add_files(&mut steps)?;
+    outline.add_change(&mut steps)?;
 
     let mut plan = Plan {
         trees: trees::plan(spec, &config.bundle, user_namespace && host.may_mount()),
@@ -183,14 +85,189 @@ pub fn create(config: &Config, host: &Host, request: &Request) -> Result<Plan> {
         let keep_groups = keeps_groups(spec);
         let credentials =
             Credentials { available, own_null: own_dev, user_namespace, at_root: true, keep_groups };
-        add_process(&mut plan, process, linux, &at("/process"), &credentials)?;
-        add_start_hooks(&mut plan.finish, config, &request.id);
+        add_process(&mut plan, process, linux, &Pointer::to("/process"), &credentials)?;
+        add_hooks(&mut plan.finish, config, &request.id, Kind::StartContainer);
         if let Some(program) = plan.program.as_mut().filter(|_| request.listen_fds > 0) {
             program.set("LISTEN_FDS", &request.listen_fds.to_string())?;
             program.set("LISTEN_PID", "1")?;
         }
     }
     Ok(plan)
+}
+
+/// Namespaces that the process makes itself, after it was cloned into the others.
+#[derive(Clone, Copy)]
+struct Late {
+    /// Where a process is cloned into its cgroup, it can be cloned into a namespace that begins there.
+    /// On v1, or by systemd, it is moved afterwards, and makes the namespace then.
+    cgroup: bool,
+    /// See `NewIpcNamespace`.
+    ipc: bool,
+    /// See `NewTimeNamespace`.
+    time: bool,
+}
+
+impl Late {
+    /// Takes them out of those that it is cloned into.
+    fn take(namespaces: &mut Namespaces, cgroup: &cgroup::Plan) -> Self {
+        let moved = !cgroup.unified || cgroup.unit.is_some();
+        let user_namespace = namespaces.has(CloneFlags::CLONE_NEWUSER);
+        let mut take = |kind, late: bool| {
+            let late = late && namespaces.new.contains(kind);
+            namespaces.new.set(kind, namespaces.new.contains(kind) && !late);
+            late
+        };
+        Late {
+            cgroup: take(CloneFlags::CLONE_NEWCGROUP, moved),
+            ipc: take(CloneFlags::CLONE_NEWIPC, user_namespace),
+            time: take(CLONE_NEWTIME, true),
+        }
+    }
+}
+
+/// What the order of the steps depends on.
+struct Outline<'a> {
+    config: &'a Config,
+    request: &'a Request,
+    cgroup: &'a cgroup::Plan,
+    namespaces: &'a Namespaces,
+    late: Late,
+}
+
+impl Outline<'_> {
+    fn user_namespace(&self) -> bool {
+        self.namespaces.has(CloneFlags::CLONE_NEWUSER)
+    }
+
+    /// Whether /dev is damda's to fill.
+    fn own_dev(&self) -> bool {
+        !has_hosts_dev(&self.config.spec)
+    }
+
+    fn propagation(&self) -> Propagation {
+        let linux = self.config.spec.linux().as_ref();
+        Propagation::plan(linux.and_then(|linux| linux.rootfs_propagation().as_deref()))
+    }
+
+    fn change(&self) -> Change {
+        match (self.namespaces.new.contains(CloneFlags::CLONE_NEWNS), self.request.no_pivot) {
+            (false, _) => Change::Chroot,
+            (true, true) => Change::Move,
+            (true, false) => Change::Pivot,
+        }
+    }
+
+    fn read_only(&self) -> bool {
+        self.config.spec.root().as_ref().and_then(|root| root.readonly()) == Some(true)
+    }
+
+    /// Into the namespaces, and what is set in them.
+    fn add_entry(&self, steps: &mut Steps) -> Result<()> {
+        let at = Pointer::to;
+        let spec = &self.config.spec;
+        let user_namespace = self.user_namespace();
+        if user_namespace {
+            // Without its ids mapped a process is nobody and may nothing.
+            steps.add(&at("/linux/uidMappings"), WaitForRuntime);
+        }
+        if !self.namespaces.joined.is_empty() {
+            steps.add(&at("/linux/namespaces"), JoinNamespaces);
+        }
+        // Becoming root closes the process's own /proc files to it, where the offsets are written.
+        if let Some(linux) = spec.linux().as_ref().filter(|_| self.late.time) {
+            steps.add(&at("/linux/timeOffsets"), NewTimeNamespace::plan(linux));
+        }
+        if user_namespace {
+            steps.add(&at("/linux/uidMappings"), BecomeRoot);
+        }
+        if self.late.ipc {
+            steps.add(&at("/linux/namespaces"), NewIpcNamespace);
+        }
+        if !self.request.no_new_keyring {
+            steps.add(&at("/process"), JoinKeyring::plan(&self.request.id, user_namespace)?);
+        }
+        if self.namespaces.new.contains(CloneFlags::CLONE_NEWNET) {
+            steps.add(&at("/linux/namespaces"), LoopbackUp);
+        }
+        let name = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
+        steps.add_some(&at("/hostname"), name(spec.hostname()).map(Hostname));
+        steps.add_some(&at("/domainname"), name(spec.domainname()).map(Domainname));
+        // While the host's /proc and /dev are at hand.
+        if let Some(process) = spec.process() {
+            add_labels(steps, process, &at("/process"));
+        }
+        Ok(())
+    }
+
+    /// What the container sees of files, up to the hooks that may still change it from the host.
+    fn add_files(&self, steps: &mut Steps) -> Result<()> {
+        let at = Pointer::to;
+        let spec = &self.config.spec;
+        let path = self.config.rootfs();
+        let (propagation, change, read_only) = (self.propagation(), self.change(), self.read_only());
+        steps.add(&at("/root"), PrepareRoot { path, propagation, change, read_only });
+        let mut in_cgroup = false;
+        for (index, mount) in list(spec.mounts()).iter().enumerate() {
+            let at = at("/mounts").index(index);
+            if cgroup_mount::is_one(mount) {
+                if !std::mem::replace(&mut in_cgroup, true) {
+                    self.add_cgroup(steps);
+                }
+                let own = self.namespaces.new.contains(CloneFlags::CLONE_NEWCGROUP) || self.late.cgroup;
+                let (places, unified) = (&self.cgroup.places, self.cgroup.unified);
+                steps.add(&at, CgroupMount::plan(mount, places, unified, own, self.user_namespace()));
+            } else {
+                let mount = mounts::plan(spec, index, &self.config.bundle);
+                steps.add(&at, mount.map_err(|error| error.at(at.clone()))?);
+            }
+        }
+        let linux = spec.linux().as_ref();
+        if self.own_dev() {
+            steps.add(&at("/linux/devices"), Devices::plan(linux, self.user_namespace()));
+            steps.add(&at("/linux/devices"), DevLinks { procfs: has_procfs(spec) });
+        }
+        if let Some(linux) = linux {
+            steps.add_some(&at("/linux/sysctl"), Sysctls::plan(linux)?);
+            steps.add_some(&at("/linux/readonlyPaths"), ReadOnlyPaths::plan(linux));
+            steps.add_some(&at("/linux/maskedPaths"), MaskedPaths::plan(linux));
+        }
+        if !in_cgroup {
+            self.add_cgroup(steps);
+        }
+        let hooks = spec.hooks();
+        if [Kind::Prestart, Kind::CreateRuntime].into_iter().any(|kind| !kind.of(hooks).is_empty()) {
+            steps.add(&at("/hooks"), RuntimeHooks);
+        }
+        add_hooks(steps, self.config, &self.request.id, Kind::CreateContainer);
+        Ok(())
+    }
+
+    /// The process is in its cgroup: as late as can be, so that the runtime moves it meanwhile.
+    fn add_cgroup(&self, steps: &mut Steps) {
+        // In a user namespace it has waited already.
+        if !self.user_namespace() {
+            steps.add(&Pointer::to("/linux/cgroupsPath"), WaitForRuntime);
+        }
+        if self.late.cgroup {
+            steps.add(&Pointer::to("/linux/namespaces"), NewCgroupNamespace);
+        }
+    }
+
+    /// The root changes: from here on the container's own files are all there is.
+    fn add_change(&self, steps: &mut Steps) -> Result<()> {
+        let at = Pointer::to;
+        let spec = &self.config.spec;
+        let (propagation, change, path) = (self.propagation(), self.change(), self.config.rootfs());
+        steps.add(&at("/root"), ChangeRoot { change, propagation, path });
+        if let Some(process) = spec.process() {
+            steps.add_some(&at("/process/terminal"), Console::plan(process, &at("/process"), self.own_dev()));
+        }
+        steps.add(&at("/mounts"), ReadOnlyLater);
+        if self.read_only() {
+            steps.add(&at("/root/readonly"), ReadOnlyRoot);
+        }
+        spec.linux().as_ref().map_or(Ok(()), |linux| add_process_wide(steps, linux))
+    }
 }
 
 /// The user whom the cgroup is given (config-linux.md, "Cgroup ownership"): of a container that
@@ -321,27 +398,15 @@ pub(super) fn add_process(
     Ok(())
 }
 
-/// The hooks between the mounts and the change of the root.
-fn add_create_hooks(steps: &mut Steps, config: &Config, id: &str) {
-    let hooks = config.spec.hooks();
-    if [Kind::Prestart, Kind::CreateRuntime].into_iter().any(|kind| !kind.of(hooks).is_empty()) {
-        steps.add(&Pointer::to("/hooks"), RuntimeHooks);
-    }
-    add_hooks(steps, config, id, Kind::CreateContainer, "creating");
-}
-
-/// The hooks just before the program.
-fn add_start_hooks(steps: &mut Steps, config: &Config, id: &str) {
-    add_hooks(steps, config, id, Kind::StartContainer, "created");
-}
-
-fn add_hooks(steps: &mut Steps, config: &Config, id: &str, kind: Kind, status: &str) {
+/// The hooks that the container's own process runs: after the mounts, and just before the program.
+fn add_hooks(steps: &mut Steps, config: &Config, id: &str, kind: Kind) {
     let hooks = kind.of(config.spec.hooks()).to_vec();
     if hooks.is_empty() {
         return;
     }
     let annotations =
         config.spec.annotations().iter().flatten().map(|(key, value)| (key.clone(), value.clone()));
+    let status = if kind == Kind::CreateContainer { "creating" } else { "created" };
     let state = spec_state(id, status, &config.bundle, &annotations.collect(), None);
     let directory = (kind == Kind::CreateContainer).then(|| config.rootfs());
     // One that runs in the container has what the program has, as under runc.
