@@ -1,0 +1,1 @@
+//! An image's configuration to config.json.
