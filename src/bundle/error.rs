@@ -30,6 +30,11 @@ impl Error {
         self
     }
 
+    /// The text and the hint, for another process.
+    pub fn parts(&self) -> (String, Option<String>) {
+        (self.0.what.clone(), self.0.hint.clone())
+    }
+
     /// Puts what was being done, or to what, before the text.
     pub fn prefix(mut self, prefix: impl fmt::Display) -> Self {
         self.0.what = format!("{prefix}: {}", self.0.what);

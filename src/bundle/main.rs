@@ -15,8 +15,23 @@
 //! | `error` | messages |
 
 mod convert;
+mod digest;
 mod error;
+mod limits;
+mod merge;
 mod registry;
+mod settle;
 mod source;
+mod stack;
+mod tree;
+mod unpack;
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if let [_, option, job] = &arguments[..]
+        && option == unpack::OPTION
+    {
+        return std::process::ExitCode::from(unpack::run(&job.to_string_lossy()) as u8);
+    }
+    std::process::ExitCode::SUCCESS
+}
