@@ -35,8 +35,8 @@ pub struct Options {
 /// The command.
 pub fn run(global: &Global, options: &Options) -> Result<()> {
     let container = Container::load(&global.store, &options.id)?;
-    let (Status::Running | Status::Paused, Some(init)) = (container.status()?, container.live_init()) else {
-        let status = container.status()?;
+    let status = container.status()?;
+    let (Status::Running | Status::Paused, Some(init)) = (status, container.live_init()) else {
         return Err(Error::new(format!("Container cannot be checkpointed in {status} state")));
     };
     let config = container.config()?;
