@@ -253,8 +253,14 @@ impl Container {
 
     /// Keeps which process is the first, and which cgroups turned out to be the container's.
     pub fn save_init(&self) -> Result<()> {
-        let State { init, cgroup, resctrl, host_mounts, .. } = self.state.clone();
-        self.directory.write(INIT, &json(&Made { init, cgroup, resctrl, host_mounts })?)
+        let State { init, cgroup, resctrl, host_mounts, .. } = &self.state;
+        let made = Made {
+            init: *init,
+            cgroup: cgroup.clone(),
+            resctrl: resctrl.clone(),
+            host_mounts: host_mounts.clone(),
+        };
+        self.directory.write(INIT, &json(&made)?)
     }
 
     /// Removes all that is kept of it.
