@@ -8,7 +8,7 @@
 
 use super::Directory;
 use crate::error::Result;
-use crate::sys::Call;
+use crate::sys::{Call, file};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
@@ -134,8 +134,7 @@ fn new_socket() -> Result<OwnedFd> {
 }
 
 fn address(directory: &Directory) -> Result<UnixAddr> {
-    let fd = directory.as_fd().as_raw_fd();
     // Through the descriptor: a socket's address has 108 bytes, and state roots are deeper.
-    let path = format!("/proc/self/fd/{fd}/{NAME}");
-    Ok(UnixAddr::new(path.as_str()).call(|| format!("sockaddr_un({path:?})"))?)
+    let path = file::through_proc(directory.as_fd()).join(NAME);
+    Ok(UnixAddr::new(&path).call(|| format!("sockaddr_un({path:?})"))?)
 }

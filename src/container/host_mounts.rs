@@ -12,8 +12,8 @@ use nix::fcntl::OFlag;
 use oci_spec::runtime::LinuxNamespaceType;
 use procfs::FromRead;
 use serde::{Deserialize, Serialize};
-use std::ffi::{CString, OsString};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::ffi::OsString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -62,8 +62,7 @@ impl HostMounts {
             if number_of(&fd)? != Some(*number) {
                 return Err(Error::new(format!("{point:?} is not the mount any more that was made there")));
             }
-            let path = CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default();
-            mount::detach(&path).doing(|| format!("cannot unmount {point:?}"))?;
+            mount::detach(&file::through_proc(fd.as_fd())).doing(|| format!("cannot unmount {point:?}"))?;
         }
         Ok(())
     }

@@ -4,7 +4,6 @@ use super::message::{self, CgroupsMode};
 use crate::config::list;
 use crate::error::{Context, Error, Result};
 use crate::plan::Join;
-use crate::steps::mounts::through_proc;
 use crate::sys::{Call, file};
 use nix::fcntl::{AT_FDCWD, OFlag, readlink};
 use nix::sched::CloneFlags;
@@ -69,7 +68,7 @@ impl Directories {
     /// which the kernel allows only in a mount of its own namespace.
     pub fn seen_by(&self, pid: Pid) -> Result<Self> {
         let open = |fd: &OwnedFd| -> Result<OwnedFd> {
-            let link = through_proc(fd.as_fd());
+            let link = file::through_proc(fd.as_fd());
             let path = readlink(&link).call(|| format!("readlink({link:?})"))?;
             let mut there = std::ffi::OsString::from(format!("/proc/{pid}/root"));
             there.push(path);

@@ -20,7 +20,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The directory in the container's state.
 const DIRECTORY: &str = "notify";
@@ -75,8 +75,7 @@ impl Notify {
         let listen = || -> sys::Result<Self> {
             let ours = datagrams()?;
             // By the descriptor: a path in the state directory may be too long for an address.
-            let path: PathBuf =
-                format!("/proc/self/fd/{}/{DIRECTORY}/{SOCKET}", state.as_fd().as_raw_fd()).into();
+            let path = sys::file::through_proc(state.as_fd()).join(DIRECTORY).join(SOCKET);
             let address = UnixAddr::new(&path).call(|| format!("sockaddr_un({path:?})"))?;
             bind(ours.as_raw_fd(), &address).call(|| format!("bind({path:?})"))?;
             // The program may be anybody; only the container sees the directory.

@@ -242,7 +242,7 @@ impl Mount {
         if self.needs_the_mount() && !data.as_bytes().contains(&b'"') {
             return self.mount_detached(target, kind, source, &data, flags).map(Some);
         }
-        let path = through_proc(target.as_fd());
+        let path = file::through_proc(target.as_fd());
         match mount::mount(Some(source), &path, Some(kind), flags, Some(&data)) {
             Err(failed)
                 if failed.errno == Errno::EPERM && (self.flags_stay || identity::in_user_namespace()) =>
@@ -406,11 +406,6 @@ impl Mount {
         }
         Err(Error::new(format!("{:?} cannot be mounted because it leads into /proc", self.destination)))
     }
-}
-
-/// A path to what a descriptor refers to, on the host's procfs: the classic mount(2) takes paths.
-pub fn through_proc(fd: BorrowedFd<'_>) -> PathBuf {
-    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
 }
 
 fn is_proc(fd: BorrowedFd<'_>) -> Result<bool> {

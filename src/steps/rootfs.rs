@@ -172,11 +172,11 @@ impl ChangeRoot {
             // The host's mounts are shared with the host: unmounting them here would there, too.
             fchdir(old_root.as_fd()).call(|| "fchdir(old root)".into())?;
             mount::mount(None, Path::new("."), None, libc::MS_SLAVE | libc::MS_REC, None)?;
-            mount::detach(c".")?;
+            mount::detach(Path::new("."))?;
             // What is detached is still the current directory, and the host's root.
             return Ok(fchdir(root).call(|| "fchdir(rootfs)".into())?);
         }
-        Ok(mount::detach(c".")?)
+        Ok(mount::detach(Path::new("."))?)
     }
 
     /// After chroot(2) the host's mounts are still in the namespace. The kernel lets a container
@@ -185,8 +185,7 @@ impl ChangeRoot {
         for mount_point in full_proc_and_sys_mounts(&self.path)? {
             let path = Path::new(&mount_point);
             mount::mount(None, path, None, libc::MS_SLAVE | libc::MS_REC, None)?;
-            let name = std::ffi::CString::new(mount_point.as_str()).unwrap_or_default();
-            match mount::detach(&name) {
+            match mount::detach(path) {
                 Err(failed) if matches!(failed.errno, Errno::EINVAL | Errno::EPERM) => {
                     mount::mount(Some(c"tmpfs"), path, Some(c"tmpfs"), 0, None)?;
                 }
