@@ -3,6 +3,7 @@
 use super::checkpoint::{check_external_namespaces, check_restorable};
 use super::create::{check_console_socket, check_manager, describe, terminal_pair};
 use super::{Global, connect_to, delete, write_pid_file};
+use crate::cgroup::memberships;
 use crate::config::Config;
 use crate::container::{Container, Init, Status};
 use crate::criu::message::{self, CgroupRoot, InheritFd, Kind, Notify, Request};
@@ -302,15 +303,11 @@ fn cgroup_roots(criu: Pid) -> Result<Vec<CgroupRoot>> {
 }
 
 fn roots(text: &str) -> Vec<CgroupRoot> {
-    let mut roots = Vec::new();
-    for line in text.lines() {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
-        for controller in controllers.split(',') {
-            roots.push(CgroupRoot { controllers: Some(controller.into()), path: path.into() });
-        }
-    }
-    roots
+    let of_one = |(controllers, path): (&str, &str)| -> Vec<_> {
+        let root = |controller: &str| CgroupRoot { controllers: Some(controller.into()), path: path.into() };
+        controllers.split(',').map(root).collect()
+    };
+    memberships(text).flat_map(of_one).collect()
 }
 
 #[cfg(test)]
