@@ -4,13 +4,11 @@
 //! Which they are is found by comparison: what is mounted below the root file system's directory
 //! afterwards and wasn't before. What was there before is not ours.
 
-use crate::config::{Config, list};
 use crate::error::{Context, Error, Result};
 use crate::root::{Links, Root};
 use crate::sys::mountinfo::{Mount, mounts};
 use crate::sys::{Call, file, mount};
 use nix::fcntl::OFlag;
-use oci_spec::runtime::LinuxNamespaceType;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -27,17 +25,11 @@ pub struct HostMounts {
 }
 
 impl HostMounts {
-    /// What there is before a container that will make some; None for one that won't.
-    pub fn before(config: &Config) -> Result<Option<Self>> {
-        let linux = config.spec.linux().as_ref();
-        let namespaces = linux.map_or(&[][..], |linux| list(linux.namespaces()));
-        if namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Mount) {
-            return Ok(None);
-        }
-        let rootfs = config.rootfs();
-        let rootfs = std::fs::canonicalize(&rootfs).call(|| format!("realpath({rootfs:?})"))?;
+    /// What there is before a container that will make some, with the root file system at `rootfs`.
+    pub fn before(rootfs: &Path) -> Result<Self> {
+        let rootfs = std::fs::canonicalize(rootfs).call(|| format!("realpath({rootfs:?})"))?;
         let before = below(&rootfs)?.iter().map(|mount| mount.number).collect();
-        Ok(Some(HostMounts { rootfs, before, made: None }))
+        Ok(HostMounts { rootfs, before, made: None })
     }
 
     /// Takes down which are the container's: what others mount there later is theirs.

@@ -116,9 +116,11 @@ pub fn create(global: &Global, options: &Options, config: &Config, mode: Mode) -
     }
     let plan = plan::create(notified.as_ref().unwrap_or(config), &Host::probe()?, &request)?;
     log::debug_lines(|| plan.to_string());
-    let directory = global.store.claim(&options.id)?;
     let mut state = describe(config, &plan, &options.id);
-    state.host_mounts = HostMounts::before(config)?;
+    if !plan.namespaces.has(CloneFlags::CLONE_NEWNS) {
+        state.host_mounts = Some(HostMounts::before(&state.rootfs)?);
+    }
+    let directory = global.store.claim(&options.id)?;
     let mut attempt = Attempt { container: Container { directory, state }, child: None, notify: None };
     match attempt.make(config, plan, options, kept.listen + kept.preserved, mode) {
         Ok((link, terminal, signals)) => {
