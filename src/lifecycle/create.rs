@@ -259,7 +259,7 @@ impl Attempt {
         self.begin(config, mode)?;
         let container = &mut self.container;
         // What hasn't been made yet is nothing to take back.
-        let planned = std::mem::take(&mut container.state.cgroup);
+        container.state.cgroup = Cgroup::default();
 
         let (pid_namespace, user_namespace, joined) = open_namespaces(&plan.namespaces)?;
         refuse_the_hosts(config, &joined)?;
@@ -272,13 +272,7 @@ impl Attempt {
             Mode::Detached | Mode::Foreground if terminal.is_some() => Start::WhenTold,
             Mode::Detached | Mode::Foreground => Start::AtOnce,
         };
-        if let Some(cgroup) = &plan.cgroup {
-            container.state.cgroup = planned;
-            // systemd makes them when there is a process.
-            if cgroup.unit.is_none() {
-                container.state.cgroup.create(cgroup)?;
-            }
-        }
+        container.make_cgroup(plan.cgroup.as_ref())?;
         let cgroup = container.state.cgroup.descriptor()?;
         if container.state.host_mounts.is_some() {
             // Before there are any: a killed `create` must not leave them to the host.
@@ -355,14 +349,8 @@ impl Attempt {
         let container = &mut self.container;
         container.state.init = Init::now(pid);
         container.save_init()?;
-        if let Some(cgroup) = plan.cgroup.as_ref().filter(|cgroup| cgroup.unit.is_some()) {
-            container.state.cgroup.create_unit(cgroup, pid)?;
-            container.save_init()?;
-        }
-        if let Some(resctrl) = &plan.resctrl {
-            container.state.resctrl = Some(resctrl.apply(pid)?);
-            container.save_init()?;
-        }
+        container.make_unit(plan.cgroup.as_ref(), pid)?;
+        container.make_resctrl(plan.resctrl.as_ref(), pid)?;
         prepare_process(pid, plan, &container.state.cgroup)?;
         if plan.net_devices.is_empty() {
             return Ok(());

@@ -3,7 +3,7 @@
 use super::checkpoint::{check_external_namespaces, check_restorable};
 use super::create::{check_console_socket, check_manager, describe, terminal_pair};
 use super::{Global, connect_to, delete, write_pid_file};
-use crate::cgroup::memberships;
+use crate::cgroup::{Cgroup, memberships};
 use crate::config::Config;
 use crate::container::{Container, Init, Status};
 use crate::criu::message::{self, CgroupRoot, InheritFd, Kind, Notify, Request};
@@ -100,16 +100,10 @@ impl Attempt {
         container.directory.lock()?;
         container.save(config)?;
         // What hasn't been made yet is nothing to take back.
-        let planned = std::mem::take(&mut container.state.cgroup);
+        container.state.cgroup = Cgroup::default();
         let joining = joining(&plan.namespaces.joined)?;
         let console = options.console_socket.as_ref().map(|path| connect_to(path, "console")).transpose()?;
-        if let Some(cgroup) = &plan.cgroup {
-            container.state.cgroup = planned;
-            // systemd makes them when there is a process.
-            if cgroup.unit.is_none() {
-                container.state.cgroup.create(cgroup)?;
-            }
-        }
+        container.make_cgroup(plan.cgroup.as_ref())?;
         container.save_init()?;
 
         let mut criu = self.start(config, &joining)?;
@@ -149,16 +143,9 @@ impl Attempt {
     /// Puts CRIU where those that it restores are to be: they are where it is.
     fn place(&mut self, criu: Pid, plan: &Plan) -> Result<()> {
         let container = &mut self.container;
-        if let Some(cgroup) = plan.cgroup.as_ref().filter(|cgroup| cgroup.unit.is_some()) {
-            container.state.cgroup.create_unit(cgroup, criu)?;
-            container.save_init()?;
-        }
+        container.make_unit(plan.cgroup.as_ref(), criu)?;
         container.state.cgroup.enter(criu).map_err(|error| error.at(Pointer::to("/linux/cgroupsPath")))?;
-        if let Some(resctrl) = &plan.resctrl {
-            container.state.resctrl = Some(resctrl.apply(criu)?);
-            container.save_init()?;
-        }
-        Ok(())
+        container.make_resctrl(plan.resctrl.as_ref(), criu)
     }
 
     fn message(
