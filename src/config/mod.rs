@@ -71,6 +71,11 @@ impl Config {
         let path = self.spec.root().as_ref().map_or(Path::new(""), |root| root.path());
         self.bundle.join(path)
     }
+
+    /// Whether the program has a terminal of its own.
+    pub fn has_terminal(&self) -> bool {
+        self.spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true))
+    }
 }
 
 /// Reads the process description of `exec --process`.

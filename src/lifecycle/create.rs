@@ -97,7 +97,7 @@ pub fn run(global: &Global, options: &Options) -> Result<()> {
 
 /// Makes the container. On failure nothing of it is left.
 pub fn create(global: &Global, options: &Options, config: &Config, mode: Mode) -> Result<Created> {
-    check_terminal(config, options, mode)?;
+    check_terminal(config, mode != Mode::Foreground, options.console_socket.as_deref())?;
     check_manager(global)?;
     check_directory(&config.rootfs())?;
     let kept = kept_descriptors(options)?;
@@ -154,11 +154,11 @@ fn undo(container: &Container, child: Option<&Child>) {
     delete::clean_up(container, child.is_some());
 }
 
-/// A terminal needs somebody who holds its other end.
-fn check_terminal(config: &Config, options: &Options, mode: Mode) -> Result<()> {
-    let terminal = config.spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true));
-    check_console_socket(terminal, mode != Mode::Foreground, options.console_socket.is_some())
-        .map_err(|error| error.at(Pointer::to("/process/terminal")))
+/// A terminal needs somebody who holds its other end: this process, unless it is `detached`, or whoever
+/// listens at the console socket, if there is one.
+pub fn check_terminal(config: &Config, detached: bool, socket: Option<&Path>) -> Result<()> {
+    let checked = check_console_socket(config.has_terminal(), detached, socket.is_some());
+    checked.at(&Pointer::to("/process/terminal"))
 }
 
 /// As `check_terminal`, for `exec` too.
@@ -491,8 +491,7 @@ fn console(config: &Config, options: &Options, mode: Mode) -> Result<(Option<Own
     if let Some(path) = &options.console_socket {
         return Ok((Some(connect_to(path, "console")?), None));
     }
-    let terminal = config.spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true));
-    if !terminal || mode != Mode::Foreground {
+    if !config.has_terminal() || mode != Mode::Foreground {
         return Ok((None, None));
     }
     terminal_pair().map(|(theirs, ours)| (Some(theirs), Some(ours)))

@@ -1,7 +1,7 @@
 //! `restore`: a container goes on from where `checkpoint` has saved it, by CRIU.
 
 use super::checkpoint::{check_external_namespaces, check_restorable};
-use super::create::{check_console_socket, check_manager, describe, terminal_pair};
+use super::create::{check_manager, check_terminal, describe, terminal_pair};
 use super::{Global, connect_to, delete, write_pid_file};
 use crate::cgroup::{Cgroup, memberships};
 use crate::config::Config;
@@ -45,9 +45,7 @@ pub struct Options {
 /// The command; returns the program's exit status, or 0 when it is left alone.
 pub fn run(global: &Global, options: &Options) -> Result<i32> {
     let config = Config::load(&options.bundle)?;
-    let terminal = config.spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true));
-    check_console_socket(terminal, options.detach, options.console_socket.is_some())
-        .map_err(|error| error.at(Pointer::to("/process/terminal")))?;
+    check_terminal(&config, options.detach, options.console_socket.as_deref())?;
     check_manager(global)?;
     check_restorable(&config)?;
     check_directory(&config.rootfs())?;
