@@ -17,14 +17,13 @@ use crate::link::{Link, Message};
 use crate::log;
 use crate::plan::{self, Plan, Request};
 use crate::steps::hooks::{self, Kind};
-use crate::steps::namespaces::is_own;
+use crate::steps::namespaces::{self, is_own};
 use crate::steps::net_devices;
 use crate::steps::rootfs::check_directory;
 use crate::steps::trees::Tree;
 use crate::sys::process::pidfd_getfd;
 use crate::sys::scheduling::set_affinity;
 use crate::sys::{Call, file, identity};
-use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sched::CloneFlags;
 use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -355,7 +354,7 @@ impl Attempt {
         if plan.net_devices.is_empty() {
             return Ok(());
         }
-        let network = network.map_or_else(|| network_of(pid), Ok)?;
+        let network = network.map_or_else(|| namespaces::open(pid, CloneFlags::CLONE_NEWNET), Ok)?;
         net_devices::move_all(&plan.net_devices, network.as_fd())
     }
 }
@@ -408,11 +407,6 @@ fn network_to_join(plan: &Plan, joined: &Joined) -> Result<Option<OwnedFd>> {
 fn copies(joined: &Joined) -> Result<Joined> {
     let copy = |(kind, fd): &(CloneFlags, OwnedFd)| Ok((*kind, fd.try_clone()?));
     Ok(joined.iter().map(copy).collect::<std::io::Result<_>>().call(|| "fcntl(F_DUPFD_CLOEXEC)".into())?)
-}
-
-fn network_of(pid: Pid) -> Result<OwnedFd> {
-    let path = format!("/proc/{pid}/ns/net");
-    Ok(file::open(AT_FDCWD, Path::new(&path), OFlag::O_RDONLY)?)
 }
 
 /// More CPUs than any kernel is built for.

@@ -15,13 +15,12 @@ use crate::launch::Child;
 use crate::launch::foreground::{Foreground, become_subreaper, take_signals};
 use crate::plan::{self, Plan};
 use crate::steps::hooks::{self, Kind as HookKind};
-use crate::steps::namespaces::CLONE_NEWTIME;
+use crate::steps::namespaces::{self, CLONE_NEWTIME, is_own};
 use crate::steps::rootfs::check_directory;
 use crate::sys::process::pidfd_open;
 use crate::sys::{Call, file, socket};
 use nix::sched::CloneFlags;
 use nix::sys::signalfd::SignalFd;
-use nix::sys::stat::stat;
 use nix::unistd::Pid;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -213,11 +212,9 @@ impl Attempt {
         let state = &mut self.container.state;
         state.init = Init::now(pid);
         // CRIU gives every container a time namespace, which `exec` is to join then.
-        let time = |process: &str| -> Result<u64> {
-            let path = format!("/proc/{process}/ns/time");
-            Ok(stat(path.as_str()).call(|| format!("stat({path:?})"))?.st_ino)
-        };
-        if Path::new("/proc/self/ns/time").exists() && time("self")? != time(&pid.to_string())? {
+        if Path::new("/proc/self/ns/time").exists()
+            && !is_own(CLONE_NEWTIME, namespaces::open(pid, CLONE_NEWTIME)?.as_fd())?
+        {
             state.namespaces |= CLONE_NEWTIME.bits();
         }
         self.container.save_state()?;
