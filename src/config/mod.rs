@@ -16,6 +16,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 pub use check::{check, check_process, group_id, user_id};
+pub use check_linux::has_namespace;
 pub use sysctl::{sysctl_namespace, sysctl_path};
 
 /// The file's name in a bundle (bundle.md, "config.json").
