@@ -7,10 +7,11 @@
 
 use crate::container::Directory;
 use crate::error::{Context, Result};
+use crate::sys::poll::until_ready;
 use crate::sys::{self, Call};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, recv, send, socket,
 };
@@ -119,10 +120,7 @@ impl Notify {
         loop {
             let mut fds =
                 [PollFd::new(self.ours.as_fd(), PollFlags::POLLIN), PollFd::new(pidfd, PollFlags::POLLIN)];
-            match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => Err(errno).call(|| "poll(notify.sock)".into())?,
-            }
+            until_ready(&mut fds).call(|| "poll(notify.sock)".into())?;
             if self.pass_on(pid)? || fds[1].any() == Some(true) {
                 return Ok(());
             }
