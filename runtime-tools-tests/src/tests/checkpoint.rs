@@ -1,11 +1,13 @@
 //! checkpoint and restore, which need CRIU.
 
-use crate::case::{Bundle, Case, add_user_namespace, probe, text, until};
+use crate::case::{Bundle, Case, Output, add_user_namespace, probe, text, until};
 use crate::harness::{Stop, Verdict};
 use crate::receive::receive;
 use crate::{ensure, ensure_eq, skip, tests};
 use nix::poll::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
+use std::ffi::OsStr;
+use std::fmt::Debug;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -102,10 +104,11 @@ fn first_error(said: &[u8]) -> String {
 
 /// Runs a command whose standard streams a container may keep: none of them is a file of the host's,
 /// which CRIU couldn't save.
-fn quiet(case: &Case, arguments: &[&str]) -> Verdict {
+fn quiet<S: AsRef<OsStr> + Debug>(case: &Case, arguments: &[S]) -> Verdict {
     let log = case.directory.join("quiet.log");
     let _ = fs::remove_file(&log);
-    let mut command = case.command(&[&["--log", text(&log)], arguments].concat());
+    let mut command = case.command(&["--log", text(&log)]);
+    command.args(arguments);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     // In an emulated machine CRIU takes its time.
     let began = Instant::now();
@@ -155,10 +158,20 @@ fn checkpoint(case: &Case, options: &[&str]) -> Verdict {
     quiet(case, &[&["checkpoint", "--image-path", text(&images)], options, &[&case.id]].concat())
 }
 
-fn restore(case: &Case, bundle: &Bundle, options: &[&str]) -> Verdict {
+/// The arguments of a `restore` from the case's images; `rest` are more options, and the id.
+fn restoring(case: &Case, bundle: &Bundle, rest: &[&str]) -> Vec<String> {
     let images = images(case);
-    let first = ["restore", "--detach", "--image-path", text(&images), "--bundle", text(&bundle.path)];
-    quiet(case, &[&first[..], options, &[&case.id]].concat())
+    let first = ["restore", "--image-path", text(&images), "--bundle", text(&bundle.path)];
+    first.iter().chain(rest).copied().map(str::to_owned).collect()
+}
+
+fn restore(case: &Case, bundle: &Bundle, options: &[&str]) -> Verdict {
+    quiet(case, &restoring(case, bundle, &[&["--detach"], options, &[&case.id]].concat()))
+}
+
+/// A `restore` that is to fail, with what it says.
+fn try_restore(case: &Case, bundle: &Bundle) -> Verdict<Output> {
+    case.call(&restoring(case, bundle, &["--detach", &case.id]))
 }
 
 /// Fails unless the process went on from `before`.
@@ -268,12 +281,10 @@ fn failure_has_a_reason(case: &Case) -> Verdict {
 fn missing_image(case: &Case) -> Verdict {
     needs_criu(case)?;
     let bundle = case.bundle(|_| ())?;
-    let images = images(case);
-    case.call(&["restore", "--image-path", text(&images), "--bundle", text(&bundle.path), &case.id])?
-        .failed_with(&["no such file or directory"])?;
+    try_restore(case, &bundle)?.failed_with(&["no such file or directory"])?;
     if case.runtime.name == "damda" {
         case.nothing_left()?;
-        ensure!(!images.exists(), "the directory was made");
+        ensure!(!images(case).exists(), "the directory was made");
     }
     Ok(())
 }
@@ -281,18 +292,15 @@ fn missing_image(case: &Case) -> Verdict {
 fn damaged_image(case: &Case) -> Verdict {
     let bundle = counting(case, |_| ())?;
     checkpoint(case, &[])?;
-    let images = images(case);
-    fs::write(images.join("core-1.img"), "damaged")?;
-    let arguments =
-        ["restore", "--detach", "--image-path", text(&images), "--bundle", text(&bundle.path), &case.id];
+    fs::write(images(case).join("core-1.img"), "damaged")?;
     let words: &[&str] = if case.runtime.name == "damda" {
         &["criu failed: ", "magic", "restore.log"]
     } else {
         &["criu failed"]
     };
-    case.call(&arguments)?.failed_with(words)?;
+    try_restore(case, &bundle)?.failed_with(words)?;
     if case.runtime.name == "damda" {
-        until("nothing left", || Ok(case.nothing_left().is_ok())).or_else(|_| case.nothing_left())?;
+        case.until_nothing_left()?;
     }
     Ok(())
 }
@@ -300,22 +308,12 @@ fn damaged_image(case: &Case) -> Verdict {
 fn taken_id(case: &Case) -> Verdict {
     let bundle = counting(case, |_| ())?;
     checkpoint(case, &["--leave-running"])?;
-    let images = images(case);
-    case.call(&[
-        "restore",
-        "--detach",
-        "--image-path",
-        text(&images),
-        "--bundle",
-        text(&bundle.path),
-        &case.id,
-    ])?
-    .failed_with(&["already exists"])?;
+    try_restore(case, &bundle)?.failed_with(&["already exists"])?;
     went_on(&bundle, &count(&bundle)?)
 }
 
 /// A process with three pipes.
-fn piped(case: &Case, arguments: &[&str]) -> Verdict<Child> {
+fn piped<S: AsRef<OsStr>>(case: &Case, arguments: &[S]) -> Verdict<Child> {
     let mut command = case.command(arguments);
     Ok(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?)
 }
@@ -336,9 +334,7 @@ fn pipes(case: &Case) -> Verdict {
     until("run", || Ok(first.try_wait()?.is_some()))?;
     answers(&mut first, "one\n")?;
     checkpoint(case, &[])?;
-    let images = images(case);
-    let arguments = ["restore", "--image-path", text(&images), "--bundle", text(&bundle.path), &case.id];
-    let mut second = piped(case, &arguments)?;
+    let mut second = piped(case, &restoring(case, &bundle, &[&case.id]))?;
     case_running(case)?;
     let answered = answers(&mut second, "hello\n");
     drop(second.stdin.take());
@@ -397,10 +393,7 @@ fn terminal(case: &Case) -> Verdict {
     checkpoint(case, &[])?;
     drop(master);
 
-    let images = images(case);
-    let without =
-        ["restore", "--detach", "--image-path", text(&images), "--bundle", text(&bundle.path), &case.id];
-    case.call(&without)?.failed_with(&["console"])?;
+    try_restore(case, &bundle)?.failed_with(&["console"])?;
     let (path, thread) = console("second")?;
     restore(case, &bundle, &["--console-socket", text(&path)])?;
     let mut master = received(thread)?;
@@ -413,8 +406,7 @@ fn in_the_foreground(case: &Case) -> Verdict {
     let bundle = counting(case, |_| ())?;
     checkpoint(case, &[])?;
     let before = count(&bundle)?;
-    let images = images(case);
-    let arguments = ["restore", "--image-path", text(&images), "--bundle", text(&bundle.path), &case.id];
+    let arguments = restoring(case, &bundle, &[&case.id]);
     let mut child =
         case.command(&arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let running = case_running(case).and_then(|()| went_on(&bundle, &before));
@@ -518,12 +510,9 @@ fn another_cgroup(case: &Case) -> Verdict {
     checkpoint(case, &["--manage-cgroups-mode", "ignore"])?;
     let before = count(&bundle)?;
     let other = case.another_id("other");
-    let mut config: Value = serde_json::from_str(&fs::read_to_string(bundle.path.join("config.json"))?)?;
-    config["linux"]["cgroupsPath"] = json!(format!("/{other}"));
-    fs::write(bundle.path.join("config.json"), config.to_string())?;
-    let images = images(case);
-    let first = ["restore", "--detach", "--image-path", text(&images), "--bundle", text(&bundle.path)];
-    quiet(case, &[&first[..], &["--manage-cgroups-mode", "ignore", &other]].concat())?;
+    bundle.change(|config| config["linux"]["cgroupsPath"] = json!(format!("/{other}")))?;
+    let rest = ["--detach", "--manage-cgroups-mode", "ignore", &other];
+    quiet(case, &restoring(case, &bundle, &rest))?;
     went_on(&bundle, &before)?;
     let state = case.call(&["state", &other])?.succeeded()?.json()?;
     let own = fs::read_to_string(format!("/proc/{}/cgroup", state["pid"]))?;
@@ -638,22 +627,11 @@ fn hooks(case: &Case) -> Verdict {
 fn failing_hook(case: &Case) -> Verdict {
     let bundle = counting(case, |_| ())?;
     checkpoint(case, &[])?;
-    let mut config: Value = serde_json::from_str(&fs::read_to_string(bundle.path.join("config.json"))?)?;
-    config["hooks"]["createRuntime"] = hook(case, &case.directory.join("hook"), "3");
-    fs::write(bundle.path.join("config.json"), config.to_string())?;
-    let images = images(case);
-    case.call(&[
-        "restore",
-        "--detach",
-        "--image-path",
-        text(&images),
-        "--bundle",
-        text(&bundle.path),
-        &case.id,
-    ])?
-    .failed_with(&["exit status 3"])?;
+    let fails = hook(case, &case.directory.join("hook"), "3");
+    bundle.change(|config| config["hooks"]["createRuntime"] = fails)?;
+    try_restore(case, &bundle)?.failed_with(&["exit status 3"])?;
     if case.runtime.name == "damda" {
-        until("nothing left", || Ok(case.nothing_left().is_ok())).or_else(|_| case.nothing_left())?;
+        case.until_nothing_left()?;
     }
     Ok(())
 }
@@ -664,15 +642,11 @@ fn deleted_while_restored(case: &Case) -> Verdict {
     }
     let bundle = counting(case, |_| ())?;
     checkpoint(case, &[])?;
-    let mut config: Value = serde_json::from_str(&fs::read_to_string(bundle.path.join("config.json"))?)?;
     let begun = case.directory.join("begun");
     let script = format!("touch {}; exec sleep 1000", text(&begun));
-    config["hooks"]["createRuntime"] =
-        json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "timeout": 20 }]);
-    fs::write(bundle.path.join("config.json"), config.to_string())?;
-    let images = images(case);
-    let arguments =
-        ["restore", "--detach", "--image-path", text(&images), "--bundle", text(&bundle.path), &case.id];
+    let hook = json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "timeout": 20 }]);
+    bundle.change(|config| config["hooks"]["createRuntime"] = hook)?;
+    let arguments = restoring(case, &bundle, &["--detach", &case.id]);
     let mut child =
         case.command(&arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let seen = until("the hook", || Ok(begun.exists())).and_then(|()| {
@@ -755,12 +729,10 @@ fn lazy_pages(case: &Case) -> Verdict {
         until("the pages' socket", || Ok(images.join("lazy-pages.socket").exists()))?;
         // The old one is there until its last page is taken.
         let other = case.another_id("other");
-        let mut config: Value = serde_json::from_str(&fs::read_to_string(bundle.path.join("config.json"))?)?;
-        config["linux"]["cgroupsPath"] = json!(format!("/{other}"));
-        fs::write(bundle.path.join("config.json"), config.to_string())?;
-        let first = ["restore", "--detach", "--lazy-pages", "--manage-cgroups-mode", "ignore"];
-        let rest = ["--image-path", text(&images), "--bundle", text(&bundle.path), &other];
-        let restored = quiet(case, &[&first[..], &rest].concat()).and_then(|()| went_on(&bundle, &before));
+        bundle.change(|config| config["linux"]["cgroupsPath"] = json!(format!("/{other}")))?;
+        let rest = ["--detach", "--lazy-pages", "--manage-cgroups-mode", "ignore", &other];
+        let arguments = restoring(case, &bundle, &rest);
+        let restored = quiet(case, &arguments).and_then(|()| went_on(&bundle, &before));
         let ended = until("its pages' end", || Ok(pages.try_wait()?.is_some()));
         let _ = pages.kill();
         pages.wait()?;
@@ -788,9 +760,8 @@ fn systemd(case: &Case) -> Verdict {
     until("the program", || Ok(bundle.rootfs().join("tmp/count").exists()))?;
     quiet(case, &["--systemd-cgroup", "checkpoint", "--image-path", text(&images), id])?;
     let before = count(&bundle)?;
-    let restore =
-        ["--systemd-cgroup", "restore", "--detach", "--image-path", text(&images), "--bundle", path, id];
-    quiet(case, &restore)?;
+    let restore = restoring(case, &bundle, &["--detach", id]);
+    quiet(case, &[&["--systemd-cgroup".to_owned()], &restore[..]].concat())?;
     went_on(&bundle, &before)?;
     let own = fs::read_to_string(format!("/proc/{}/cgroup", case.state()?["pid"]))?;
     ensure!(own.contains(&format!("/system.slice/rtt-{id}.scope")), "its cgroup: {own:?}");
