@@ -3,6 +3,7 @@
 
 use crate::config::list;
 use crate::error::{Context, Error, Pointer, Result};
+use crate::sys::mountinfo::mounts;
 use crate::sys::{Call, file};
 use nix::errno::Errno;
 use nix::unistd::Pid;
@@ -252,13 +253,7 @@ impl Groups {
 
 /// Where resctrl is mounted.
 pub fn mount_point() -> Result<Option<PathBuf>> {
-    let path = Path::new("/proc/self/mountinfo");
-    let text = std::fs::read_to_string(path).call(|| format!("read({path:?})"))?;
-    let point = |line: &str| {
-        let (mount, file_system) = line.split_once(" - ")?;
-        file_system.starts_with("resctrl ").then(|| mount.split(' ').nth(4).map(PathBuf::from))?
-    };
-    Ok(text.lines().find_map(point))
+    Ok(mounts()?.into_iter().find(|mount| mount.kind == "resctrl").map(|mount| mount.point))
 }
 
 /// Makes a group; false where there is one.

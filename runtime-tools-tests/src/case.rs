@@ -93,6 +93,14 @@ impl Bundle {
     pub fn rootfs(&self) -> PathBuf {
         self.path.join("rootfs")
     }
+
+    /// Changes the configuration.
+    pub fn change(&self, change: impl FnOnce(&mut Value)) -> Verdict {
+        let path = self.path.join("config.json");
+        let mut config = serde_json::from_str(&fs::read_to_string(&path)?)?;
+        change(&mut config);
+        Ok(fs::write(path, serde_json::to_string_pretty(&config)?)?)
+    }
 }
 
 /// One test's world.
@@ -333,6 +341,11 @@ impl<'a> Case<'a> {
         Ok(())
     }
 
+    /// Waits until nothing is left; where it is in vain, the failure says what is.
+    pub fn until_nothing_left(&self) -> Verdict {
+        until("nothing left", || Ok(self.nothing_left().is_ok())).or_else(|_| self.nothing_left())
+    }
+
     /// Removes all that is left, and fails if the runtime can't.
     pub fn clean_up(&self) -> Verdict {
         let mut verdict = Ok(());
@@ -341,8 +354,7 @@ impl<'a> Case<'a> {
             verdict = verdict.and(deleted.map(drop));
         }
         // A killed process may take a while to leave its cgroup.
-        verdict = verdict
-            .and(until("nothing left", || Ok(self.nothing_left().is_ok())).or_else(|_| self.nothing_left()));
+        verdict = verdict.and(self.until_nothing_left());
         for cgroup in self.cgroups() {
             remove_cgroup(&cgroup);
         }

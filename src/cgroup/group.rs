@@ -278,8 +278,8 @@ impl Cgroup {
     /// The v2 cgroup that process `pid` is in.
     pub fn of_process(pid: Pid) -> Result<Self> {
         let text = file::read(Path::new(&format!("/proc/{pid}/cgroup")))?;
-        let own = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-        let path = Path::new(layout::ROOT).join(own);
+        let own = layout::membership(&text, "").unwrap_or_default();
+        let path = Path::new(layout::ROOT).join(own.trim_start_matches('/'));
         Ok(Cgroup {
             unified: true,
             directories: vec![Directory { controllers: String::new(), path, claim: Claim::Found }],

@@ -57,24 +57,21 @@ impl Layout {
     pub fn of_process(pid: &str) -> Result<Self> {
         let kind =
             statfs(ROOT).call(|| format!("statfs({ROOT:?})")).doing(|| "cgroups".into())?.filesystem_type();
-        let memberships = file::read(Path::new(&format!("/proc/{pid}/cgroup"))).doing(|| "cgroups".into())?;
-        Self::of(kind, &memberships)
+        let text = file::read(Path::new(&format!("/proc/{pid}/cgroup"))).doing(|| "cgroups".into())?;
+        Self::of(kind, &text)
     }
 
-    /// The layout of a host whose ROOT is a file system of type `kind`.
-    pub fn of(kind: FsType, memberships: &str) -> Result<Self> {
-        let lines = memberships.lines().filter_map(|line| {
-            let mut parts = line.splitn(3, ':').skip(1);
-            Some((parts.next()?, PathBuf::from(parts.next()?)))
-        });
+    /// The layout of a host whose ROOT is a file system of type `kind`; `text` is of /proc/PID/cgroup.
+    pub fn of(kind: FsType, text: &str) -> Result<Self> {
         match kind {
-            CGROUP2_SUPER_MAGIC => {
-                let own = lines.into_iter().find(|(controllers, _)| controllers.is_empty());
-                Ok(Layout::Unified { own: own.map_or("/".into(), |(_, own)| own) })
+            CGROUP2_SUPER_MAGIC => Ok(Layout::Unified { own: membership(text, "").unwrap_or("/").into() }),
+            TMPFS_MAGIC => {
+                let hierarchy = |(controllers, own): (&str, &str)| Hierarchy {
+                    controllers: controllers.into(),
+                    own: own.into(),
+                };
+                Ok(Layout::Legacy(memberships(text).map(hierarchy).collect()))
             }
-            TMPFS_MAGIC => Ok(Layout::Legacy(
-                lines.map(|(controllers, own)| Hierarchy { controllers: controllers.into(), own }).collect(),
-            )),
             _ => Err(Error::new(format!("no cgroup file system at {ROOT}"))
                 .hint("mount cgroup2 there, or run with a cgroup mount namespace of the host")),
         }
@@ -84,6 +81,17 @@ impl Layout {
     pub fn is_unified(&self) -> bool {
         matches!(self, Layout::Unified { .. })
     }
+}
+
+/// What /proc/PID/cgroup says: the controllers of each hierarchy, as in `Hierarchy`, and the process's
+/// cgroup in it.
+pub fn memberships(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    text.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'))
+}
+
+/// The cgroup in the hierarchy with exactly these controllers.
+pub fn membership<'a>(text: &'a str, controllers: &str) -> Option<&'a str> {
+    memberships(text).find(|(other, _)| *other == controllers).map(|(_, path)| path)
 }
 
 /// Whether this process lacks the host's full rights: an ordinary user, or root in a user

@@ -25,7 +25,7 @@ use systemd::Unit;
 
 pub use devices::Rule;
 pub use group::Cgroup;
-pub use layout::{Layout, ROOT};
+pub use layout::{Layout, ROOT, memberships};
 pub use members::Freeze;
 pub use systemd::is_running as systemd_is_running;
 

@@ -6,6 +6,7 @@
 
 use super::bus::{Bus, Refusal, text};
 use super::devices::{Rule, systemd_list};
+use super::layout::membership;
 use super::property::{self, Value};
 use super::{Layout, Write};
 use crate::error::{Error, Pointer, Result};
@@ -262,9 +263,8 @@ fn users_root(own: &Path) -> PathBuf {
 /// Where process `pid` is in the v2 hierarchy, or in systemd's own.
 pub fn place_of(pid: Pid) -> Result<PathBuf> {
     let text = file::read(Path::new(&format!("/proc/{pid}/cgroup")))?;
-    let line = |prefix: &str| text.lines().find_map(|line| Some(line.split_once(prefix)?.1.to_owned()));
-    let path = line(":name=systemd:/").or_else(|| line("0::/")).unwrap_or_default();
-    Ok(path.into())
+    let path = membership(&text, "name=systemd").or_else(|| membership(&text, "")).unwrap_or_default();
+    Ok(path.trim_start_matches('/').into())
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ pub(super) fn check(spec: &Spec, errors: &mut Vec<Error>) {
 }
 
 /// Whether the container has its own namespace of this type, new or joined.
-pub(super) fn has(linux: &Linux, kind: LinuxNamespaceType) -> bool {
+pub fn has_namespace(linux: &Linux, kind: LinuxNamespaceType) -> bool {
     list(linux.namespaces()).iter().any(|namespace| namespace.typ() == kind)
 }
 
@@ -80,7 +80,7 @@ fn check_namespaces(linux: &Linux) -> Result<()> {
 fn check_names(spec: &Spec, linux: &Linux) -> Result<()> {
     let named = |name: &Option<String>| name.as_ref().is_some_and(|name| !name.is_empty());
     for (pointer, name) in [("/hostname", spec.hostname()), ("/domainname", spec.domainname())] {
-        if named(name) && !has(linux, LinuxNamespaceType::Uts) {
+        if named(name) && !has_namespace(linux, LinuxNamespaceType::Uts) {
             let error = Error::new("it would change the host's: the container has no uts namespace");
             return Err(error.at(Pointer::to(pointer)).hint("add {\"type\": \"uts\"} to /linux/namespaces"));
         }
@@ -89,7 +89,7 @@ fn check_names(spec: &Spec, linux: &Linux) -> Result<()> {
 }
 
 fn check_ids(linux: &Linux, mounts: &[Mount]) -> Result<()> {
-    let user_namespace = has(linux, LinuxNamespaceType::User);
+    let user_namespace = has_namespace(linux, LinuxNamespaceType::User);
     let joined = list(linux.namespaces()).iter().any(|namespace| {
         namespace.typ() == LinuxNamespaceType::User
             && namespace.path().as_ref().is_some_and(|path| !path.as_os_str().is_empty())
@@ -175,7 +175,7 @@ fn check_net_devices(linux: &Linux) -> Result<()> {
     let mut taken = Vec::new();
     for (host, device) in devices {
         let at = Pointer::to("/linux/netDevices").key(host);
-        if !has(linux, LinuxNamespaceType::Network) {
+        if !has_namespace(linux, LinuxNamespaceType::Network) {
             let error = "unable to move network devices without a NET namespace";
             return Err(Error::new(error).at(at).hint("add {\"type\": \"network\"} to /linux/namespaces"));
         }
@@ -244,7 +244,7 @@ fn check_paths(linux: &Linux) -> Result<()> {
             }
             without_nul(Path::new(path), at)?;
         }
-        if !list(paths).is_empty() && !has(linux, LinuxNamespaceType::Mount) {
+        if !list(paths).is_empty() && !has_namespace(linux, LinuxNamespaceType::Mount) {
             return Err(Error::new("needs a mount namespace in /linux/namespaces").at(Pointer::to(pointer)));
         }
     }

@@ -16,6 +16,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 pub use check::{check, check_process, group_id, user_id};
+pub use check_linux::has_namespace;
 pub use sysctl::{sysctl_namespace, sysctl_path};
 
 /// The file's name in a bundle (bundle.md, "config.json").
@@ -70,6 +71,11 @@ impl Config {
     pub fn rootfs(&self) -> PathBuf {
         let path = self.spec.root().as_ref().map_or(Path::new(""), |root| root.path());
         self.bundle.join(path)
+    }
+
+    /// Whether the program has a terminal of its own.
+    pub fn has_terminal(&self) -> bool {
+        self.spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true))
     }
 }
 

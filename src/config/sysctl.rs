@@ -1,6 +1,6 @@
 //! `linux.sysctl`: what each one is called below /proc/sys, and whose it is.
 
-use super::check_linux::has;
+use super::check_linux::has_namespace;
 use crate::error::{Error, Pointer, Result};
 use oci_spec::runtime::{Linux, LinuxNamespaceType};
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ fn check_one(linux: &Linux, key: &str, value: &str) -> Result<()> {
     if path == Path::new("kernel/hostname") {
         return Err(Error::new("set by /hostname"));
     }
-    if !has(linux, namespace) {
+    if !has_namespace(linux, namespace) {
         let error =
             format!("sysctl {key:?} would change the host's: the container has no {namespace} namespace");
         return Err(Error::new(error));

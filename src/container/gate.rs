@@ -8,9 +8,10 @@
 
 use super::Directory;
 use crate::error::Result;
-use crate::sys::Call;
+use crate::sys::poll::until_ready;
+use crate::sys::{Call, file};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{
@@ -70,11 +71,7 @@ impl Watch {
     pub fn wait_at(&self, gate: BorrowedFd<'_>) -> Result<Event> {
         let mut fds =
             [PollFd::new(gate, PollFlags::POLLIN), PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        while let Err(errno) = poll(&mut fds, PollTimeout::NONE) {
-            if errno != Errno::EINTR {
-                Err(errno).call(|| "poll(start.sock)".into())?;
-            }
-        }
+        until_ready(&mut fds).call(|| "poll(start.sock)".into())?;
         match self.signals.read_signal() {
             Ok(Some(signal)) => Ok(Event::Ended(signal.ssi_signo as i32)),
             _ => accept(gate).map(Event::Visitor),
@@ -134,8 +131,7 @@ fn new_socket() -> Result<OwnedFd> {
 }
 
 fn address(directory: &Directory) -> Result<UnixAddr> {
-    let fd = directory.as_fd().as_raw_fd();
     // Through the descriptor: a socket's address has 108 bytes, and state roots are deeper.
-    let path = format!("/proc/self/fd/{fd}/{NAME}");
-    Ok(UnixAddr::new(path.as_str()).call(|| format!("sockaddr_un({path:?})"))?)
+    let path = file::through_proc(directory.as_fd()).join(NAME);
+    Ok(UnixAddr::new(&path).call(|| format!("sockaddr_un({path:?})"))?)
 }

@@ -1,10 +1,10 @@
 //! What is kept of a container, and what can be found out about it (runtime.md, "State").
 
 use super::{Directory, HostMounts, Store, gate};
-use crate::cgroup::{Cgroup, Freeze};
+use crate::cgroup::{self, Cgroup, Freeze};
 use crate::config::{self, Config, SPEC_VERSION};
 use crate::error::{Error, Result};
-use crate::resctrl::Groups;
+use crate::resctrl::{self, Groups};
 use crate::sys::file;
 use crate::sys::process::{pidfd_open, pidfd_send_signal};
 use nix::errno::Errno;
@@ -253,8 +253,35 @@ impl Container {
 
     /// Keeps which process is the first, and which cgroups turned out to be the container's.
     pub fn save_init(&self) -> Result<()> {
-        let State { init, cgroup, resctrl, host_mounts, .. } = self.state.clone();
-        self.directory.write(INIT, &json(&Made { init, cgroup, resctrl, host_mounts })?)
+        let State { init, cgroup, resctrl, host_mounts, .. } = &self.state;
+        let made = Made {
+            init: *init,
+            cgroup: cgroup.clone(),
+            resctrl: resctrl.clone(),
+            host_mounts: host_mounts.clone(),
+        };
+        self.directory.write(INIT, &json(&made)?)
+    }
+
+    /// Makes its cgroups, but for those that systemd makes when there is a process.
+    pub fn make_cgroup(&mut self, plan: Option<&cgroup::Plan>) -> Result<()> {
+        let Some(plan) = plan else { return Ok(()) };
+        self.state.cgroup = Cgroup::planned(plan);
+        if plan.unit.is_none() { self.state.cgroup.create(plan) } else { Ok(()) }
+    }
+
+    /// Has systemd make its cgroups, where it is to, with process `pid` in them.
+    pub fn make_unit(&mut self, plan: Option<&cgroup::Plan>, pid: Pid) -> Result<()> {
+        let Some(plan) = plan.filter(|plan| plan.unit.is_some()) else { return Ok(()) };
+        self.state.cgroup.create_unit(plan, pid)?;
+        self.save_init()
+    }
+
+    /// Makes its groups of the resctrl file system, if it is to have any, and puts process `pid` into them.
+    pub fn make_resctrl(&mut self, plan: Option<&resctrl::Plan>, pid: Pid) -> Result<()> {
+        let Some(plan) = plan else { return Ok(()) };
+        self.state.resctrl = Some(plan.apply(pid)?);
+        self.save_init()
     }
 
     /// Removes all that is kept of it.

@@ -112,7 +112,7 @@ fn place(root: &Root, path: &Path) -> Result<Option<PathBuf>> {
         other => other?,
     };
     // Of another mount namespace: the kernel knows no path to it but the one from its root.
-    let link = crate::steps::mounts::through_proc(file.as_fd());
+    let link = file::through_proc(file.as_fd());
     let place = readlink(&link).call(|| format!("readlink({link:?})"))?;
     Ok(Some(place.into()))
 }

@@ -4,7 +4,7 @@ use super::message::{self, CgroupsMode};
 use crate::config::list;
 use crate::error::{Context, Error, Result};
 use crate::plan::Join;
-use crate::steps::mounts::through_proc;
+use crate::steps::namespaces::file_name;
 use crate::sys::{Call, file};
 use nix::fcntl::{AT_FDCWD, OFlag, readlink};
 use nix::sched::CloneFlags;
@@ -69,7 +69,7 @@ impl Directories {
     /// which the kernel allows only in a mount of its own namespace.
     pub fn seen_by(&self, pid: Pid) -> Result<Self> {
         let open = |fd: &OwnedFd| -> Result<OwnedFd> {
-            let link = through_proc(fd.as_fd());
+            let link = file::through_proc(fd.as_fd());
             let path = readlink(&link).call(|| format!("readlink({link:?})"))?;
             let mut there = std::ffi::OsString::from(format!("/proc/{pid}/root"));
             there.push(path);
@@ -167,18 +167,16 @@ pub fn check_parent_path(images: &Path, parent: &Path) -> Result<()> {
     }
 }
 
-/// CRIU's name of a type of namespace, and the key of one from outside.
+/// CRIU's name of a type of namespace, which is that in /proc, and the key of one from outside.
 pub fn namespace(kind: CloneFlags) -> Option<(&'static str, Option<&'static str>)> {
-    Some(match kind {
-        CloneFlags::CLONE_NEWNET => ("net", Some("extRootNetNS")),
-        CloneFlags::CLONE_NEWPID => ("pid", Some("extRootPidNS")),
-        CloneFlags::CLONE_NEWIPC => ("ipc", None),
-        CloneFlags::CLONE_NEWUTS => ("uts", None),
-        CloneFlags::CLONE_NEWUSER => ("user", None),
-        CloneFlags::CLONE_NEWNS => ("mnt", None),
-        crate::steps::namespaces::CLONE_NEWTIME => ("time", None),
-        _ => return None,
-    })
+    let key = match kind {
+        CloneFlags::CLONE_NEWNET => Some("extRootNetNS"),
+        CloneFlags::CLONE_NEWPID => Some("extRootPidNS"),
+        // It joins none.
+        CloneFlags::CLONE_NEWCGROUP => return None,
+        _ => None,
+    };
+    Some((file_name(kind)?, key))
 }
 
 /// The joined namespaces that aren't put into the image: `net[INODE]:KEY`.

@@ -3,6 +3,7 @@
 use super::Child;
 use super::notify::Notify;
 use crate::error::{Context, Error, Result};
+use crate::sys::poll::until_ready;
 use crate::sys::process::pidfd_send_signal;
 use crate::sys::{Call, inherited, socket, terminal};
 use nix::errno::Errno;
@@ -81,11 +82,7 @@ impl Foreground {
                     }
                 }
                 fds.extend(notify.map(|notify| PollFd::new(notify.as_fd(), PollFlags::POLLIN)));
-                match poll(&mut fds, PollTimeout::NONE) {
-                    Ok(_) => {}
-                    Err(Errno::EINTR) => continue,
-                    Err(errno) => Err(errno).call(|| "poll".into())?,
-                }
+                until_ready(&mut fds).call(|| "poll".into())?;
                 let (mut input, mut terminal, mut notified) = (false, PollFlags::empty(), false);
                 let socket = notify.map(|notify| notify.as_fd().as_raw_fd());
                 for fd in &fds[2..] {

@@ -7,10 +7,11 @@
 
 use crate::container::Directory;
 use crate::error::{Context, Result};
+use crate::sys::poll::until_ready;
 use crate::sys::{self, Call};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, recv, send, socket,
 };
@@ -20,7 +21,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The directory in the container's state.
 const DIRECTORY: &str = "notify";
@@ -75,8 +76,7 @@ impl Notify {
         let listen = || -> sys::Result<Self> {
             let ours = datagrams()?;
             // By the descriptor: a path in the state directory may be too long for an address.
-            let path: PathBuf =
-                format!("/proc/self/fd/{}/{DIRECTORY}/{SOCKET}", state.as_fd().as_raw_fd()).into();
+            let path = sys::file::through_proc(state.as_fd()).join(DIRECTORY).join(SOCKET);
             let address = UnixAddr::new(&path).call(|| format!("sockaddr_un({path:?})"))?;
             bind(ours.as_raw_fd(), &address).call(|| format!("bind({path:?})"))?;
             // The program may be anybody; only the container sees the directory.
@@ -120,10 +120,7 @@ impl Notify {
         loop {
             let mut fds =
                 [PollFd::new(self.ours.as_fd(), PollFlags::POLLIN), PollFd::new(pidfd, PollFlags::POLLIN)];
-            match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => Err(errno).call(|| "poll(notify.sock)".into())?,
-            }
+            until_ready(&mut fds).call(|| "poll(notify.sock)".into())?;
             if self.pass_on(pid)? || fds[1].any() == Some(true) {
                 return Ok(());
             }

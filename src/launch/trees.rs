@@ -3,6 +3,7 @@
 use super::idmap;
 use crate::error::{Context, Error, Pointer, Result};
 use crate::plan::IdMaps;
+use crate::steps::namespaces;
 use crate::steps::trees::{Mapping, Tree};
 use crate::sys::mount::{self, Depth, MountAttr};
 use crate::sys::process::{Fork, clone3, exit};
@@ -12,7 +13,6 @@ use nix::sched::CloneFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::waitpid;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
 /// Opens each as a detached mount: (index in `/mounts`, mount).
 pub fn open(trees: &[Tree]) -> Result<Vec<(usize, OwnedFd)>> {
@@ -69,9 +69,8 @@ fn namespace_with(maps: &IdMaps) -> Result<OwnedFd> {
         }
     };
     drop(theirs);
-    let namespace = idmap::write(pid, maps).and_then(|()| {
-        Ok(file::open(AT_FDCWD, Path::new(&format!("/proc/{pid}/ns/user")), OFlag::O_RDONLY)?)
-    });
+    let namespace =
+        idmap::write(pid, maps).and_then(|()| Ok(namespaces::open(pid, CloneFlags::CLONE_NEWUSER)?));
     drop(ours);
     let _ = waitpid(pid, None);
     namespace

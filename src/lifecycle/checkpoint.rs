@@ -35,8 +35,8 @@ pub struct Options {
 /// The command.
 pub fn run(global: &Global, options: &Options) -> Result<()> {
     let container = Container::load(&global.store, &options.id)?;
-    let (Status::Running | Status::Paused, Some(init)) = (container.status()?, container.live_init()) else {
-        let status = container.status()?;
+    let status = container.status()?;
+    let (Status::Running | Status::Paused, Some(init)) = (status, container.live_init()) else {
         return Err(Error::new(format!("Container cannot be checkpointed in {status} state")));
     };
     let config = container.config()?;
@@ -53,7 +53,8 @@ pub fn run(global: &Global, options: &Options) -> Result<()> {
     let mut message = message(options, &directories, &container, &config, &init)?;
     message.page_server = page_server;
     if !options.pre_dump {
-        describe_dump(&mut message, &container, &config, &init)?;
+        let root = Root::open(Path::new(&format!("/proc/{}/root", init.pid)))?;
+        message.ext_mnt = external::at_checkpoint(&config, &container.state.cgroup, &root)?;
         write_descriptors(&options.criu.image_path, &init)?;
     }
     // Older ones write to the descriptor themselves.
@@ -166,18 +167,6 @@ fn message(
         track_mem: options.parent_path.as_ref().map(|_| true),
         ..options.criu.message(directories, &container.state.annotations)
     })
-}
-
-/// What CRIU is told for a dump alone.
-fn describe_dump(
-    message: &mut message::Options,
-    container: &Container,
-    config: &Config,
-    init: &Init,
-) -> Result<()> {
-    let root = Root::open(Path::new(&format!("/proc/{}/root", init.pid)))?;
-    message.ext_mnt = external::at_checkpoint(config, &container.state.cgroup, &root)?;
-    Ok(())
 }
 
 /// Keeps what the standard streams are, so that `restore` can put others in their place.

@@ -17,14 +17,13 @@ use crate::link::{Link, Message};
 use crate::log;
 use crate::plan::{self, Plan, Request};
 use crate::steps::hooks::{self, Kind};
-use crate::steps::namespaces::is_own;
+use crate::steps::namespaces::{self, is_own};
 use crate::steps::net_devices;
 use crate::steps::rootfs::check_directory;
 use crate::steps::trees::Tree;
 use crate::sys::process::pidfd_getfd;
 use crate::sys::scheduling::set_affinity;
 use crate::sys::{Call, file, identity};
-use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sched::CloneFlags;
 use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -97,7 +96,7 @@ pub fn run(global: &Global, options: &Options) -> Result<()> {
 
 /// Makes the container. On failure nothing of it is left.
 pub fn create(global: &Global, options: &Options, config: &Config, mode: Mode) -> Result<Created> {
-    check_terminal(config, options, mode)?;
+    check_terminal(config, mode != Mode::Foreground, options.console_socket.as_deref())?;
     check_manager(global)?;
     check_directory(&config.rootfs())?;
     let kept = kept_descriptors(options)?;
@@ -116,9 +115,11 @@ pub fn create(global: &Global, options: &Options, config: &Config, mode: Mode) -
     }
     let plan = plan::create(notified.as_ref().unwrap_or(config), &Host::probe()?, &request)?;
     log::debug_lines(|| plan.to_string());
-    let directory = global.store.claim(&options.id)?;
     let mut state = describe(config, &plan, &options.id);
-    state.host_mounts = HostMounts::before(config)?;
+    if !plan.namespaces.has(CloneFlags::CLONE_NEWNS) {
+        state.host_mounts = Some(HostMounts::before(&state.rootfs)?);
+    }
+    let directory = global.store.claim(&options.id)?;
     let mut attempt = Attempt { container: Container { directory, state }, child: None, notify: None };
     match attempt.make(config, plan, options, kept.listen + kept.preserved, mode) {
         Ok((link, terminal, signals)) => {
@@ -152,11 +153,11 @@ fn undo(container: &Container, child: Option<&Child>) {
     delete::clean_up(container, child.is_some());
 }
 
-/// A terminal needs somebody who holds its other end.
-fn check_terminal(config: &Config, options: &Options, mode: Mode) -> Result<()> {
-    let terminal = config.spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true));
-    check_console_socket(terminal, mode != Mode::Foreground, options.console_socket.is_some())
-        .map_err(|error| error.at(Pointer::to("/process/terminal")))
+/// A terminal needs somebody who holds its other end: this process, unless it is `detached`, or whoever
+/// listens at the console socket, if there is one.
+pub fn check_terminal(config: &Config, detached: bool, socket: Option<&Path>) -> Result<()> {
+    let checked = check_console_socket(config.has_terminal(), detached, socket.is_some());
+    checked.at(&Pointer::to("/process/terminal"))
 }
 
 /// As `check_terminal`, for `exec` too.
@@ -257,7 +258,7 @@ impl Attempt {
         self.begin(config, mode)?;
         let container = &mut self.container;
         // What hasn't been made yet is nothing to take back.
-        let planned = std::mem::take(&mut container.state.cgroup);
+        container.state.cgroup = Cgroup::default();
 
         let (pid_namespace, user_namespace, joined) = open_namespaces(&plan.namespaces)?;
         refuse_the_hosts(config, &joined)?;
@@ -270,13 +271,7 @@ impl Attempt {
             Mode::Detached | Mode::Foreground if terminal.is_some() => Start::WhenTold,
             Mode::Detached | Mode::Foreground => Start::AtOnce,
         };
-        if let Some(cgroup) = &plan.cgroup {
-            container.state.cgroup = planned;
-            // systemd makes them when there is a process.
-            if cgroup.unit.is_none() {
-                container.state.cgroup.create(cgroup)?;
-            }
-        }
+        container.make_cgroup(plan.cgroup.as_ref())?;
         let cgroup = container.state.cgroup.descriptor()?;
         if container.state.host_mounts.is_some() {
             // Before there are any: a killed `create` must not leave them to the host.
@@ -353,19 +348,13 @@ impl Attempt {
         let container = &mut self.container;
         container.state.init = Init::now(pid);
         container.save_init()?;
-        if let Some(cgroup) = plan.cgroup.as_ref().filter(|cgroup| cgroup.unit.is_some()) {
-            container.state.cgroup.create_unit(cgroup, pid)?;
-            container.save_init()?;
-        }
-        if let Some(resctrl) = &plan.resctrl {
-            container.state.resctrl = Some(resctrl.apply(pid)?);
-            container.save_init()?;
-        }
+        container.make_unit(plan.cgroup.as_ref(), pid)?;
+        container.make_resctrl(plan.resctrl.as_ref(), pid)?;
         prepare_process(pid, plan, &container.state.cgroup)?;
         if plan.net_devices.is_empty() {
             return Ok(());
         }
-        let network = network.map_or_else(|| network_of(pid), Ok)?;
+        let network = network.map_or_else(|| namespaces::open(pid, CloneFlags::CLONE_NEWNET), Ok)?;
         net_devices::move_all(&plan.net_devices, network.as_fd())
     }
 }
@@ -418,11 +407,6 @@ fn network_to_join(plan: &Plan, joined: &Joined) -> Result<Option<OwnedFd>> {
 fn copies(joined: &Joined) -> Result<Joined> {
     let copy = |(kind, fd): &(CloneFlags, OwnedFd)| Ok((*kind, fd.try_clone()?));
     Ok(joined.iter().map(copy).collect::<std::io::Result<_>>().call(|| "fcntl(F_DUPFD_CLOEXEC)".into())?)
-}
-
-fn network_of(pid: Pid) -> Result<OwnedFd> {
-    let path = format!("/proc/{pid}/ns/net");
-    Ok(file::open(AT_FDCWD, Path::new(&path), OFlag::O_RDONLY)?)
 }
 
 /// More CPUs than any kernel is built for.
@@ -501,8 +485,7 @@ fn console(config: &Config, options: &Options, mode: Mode) -> Result<(Option<Own
     if let Some(path) = &options.console_socket {
         return Ok((Some(connect_to(path, "console")?), None));
     }
-    let terminal = config.spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true));
-    if !terminal || mode != Mode::Foreground {
+    if !config.has_terminal() || mode != Mode::Foreground {
         return Ok((None, None));
     }
     terminal_pair().map(|(theirs, ours)| (Some(theirs), Some(ours)))

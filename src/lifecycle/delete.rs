@@ -6,9 +6,7 @@ use crate::container::{Container, HostMounts, Init, Status};
 use crate::error::{Error, Result};
 use crate::resctrl::Groups;
 use crate::steps::hooks::{self, Kind};
-use crate::sys::Call;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use crate::sys::poll::until_ended;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -98,25 +96,10 @@ fn kill(container: &Container) -> Result<()> {
 /// it thaws.
 fn wait_for_killed(init: &Init, cgroup: &Cgroup) -> Result<()> {
     cgroup.thaw_for_kill()?;
-    match init.pidfd()? {
-        Some(pidfd) => wait_for_end(pidfd.as_fd()),
-        None => Ok(()),
-    }
-}
-
-fn wait_for_end(pidfd: std::os::fd::BorrowedFd<'_>) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        let mut ended = [PollFd::new(pidfd, PollFlags::POLLIN)];
-        match poll(&mut ended, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
-            Ok(0) if left.is_zero() => {
-                return Err(Error::new("container init still running 10 s after SIGKILL")
-                    .hint("it may be stuck in the kernel (state D): see /proc/PID/stack"));
-            }
-            Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => return Ok(()),
-            Err(errno) => Err(errno).call(|| "poll(pidfd)".into())?,
-        }
+    let Some(pidfd) = init.pidfd()? else { return Ok(()) };
+    match until_ended(pidfd.as_fd(), Instant::now() + PATIENCE)? {
+        true => Ok(()),
+        false => Err(Error::new("container init still running 10 s after SIGKILL")
+            .hint("it may be stuck in the kernel (state D): see /proc/PID/stack")),
     }
 }

@@ -1,8 +1,9 @@
 //! `restore`: a container goes on from where `checkpoint` has saved it, by CRIU.
 
 use super::checkpoint::{check_external_namespaces, check_restorable};
-use super::create::{check_console_socket, check_manager, describe, terminal_pair};
+use super::create::{check_manager, check_terminal, describe, terminal_pair};
 use super::{Global, connect_to, delete, write_pid_file};
+use crate::cgroup::{Cgroup, memberships};
 use crate::config::Config;
 use crate::container::{Container, Init, Status};
 use crate::criu::message::{self, CgroupRoot, InheritFd, Kind, Notify, Request};
@@ -14,13 +15,12 @@ use crate::launch::Child;
 use crate::launch::foreground::{Foreground, become_subreaper, take_signals};
 use crate::plan::{self, Plan};
 use crate::steps::hooks::{self, Kind as HookKind};
-use crate::steps::namespaces::CLONE_NEWTIME;
+use crate::steps::namespaces::{self, CLONE_NEWTIME, is_own};
 use crate::steps::rootfs::check_directory;
 use crate::sys::process::pidfd_open;
 use crate::sys::{Call, file, socket};
 use nix::sched::CloneFlags;
 use nix::sys::signalfd::SignalFd;
-use nix::sys::stat::stat;
 use nix::unistd::Pid;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -44,9 +44,7 @@ pub struct Options {
 /// The command; returns the program's exit status, or 0 when it is left alone.
 pub fn run(global: &Global, options: &Options) -> Result<i32> {
     let config = Config::load(&options.bundle)?;
-    let terminal = config.spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true));
-    check_console_socket(terminal, options.detach, options.console_socket.is_some())
-        .map_err(|error| error.at(Pointer::to("/process/terminal")))?;
+    check_terminal(&config, options.detach, options.console_socket.as_deref())?;
     check_manager(global)?;
     check_restorable(&config)?;
     check_directory(&config.rootfs())?;
@@ -99,16 +97,10 @@ impl Attempt {
         container.directory.lock()?;
         container.save(config)?;
         // What hasn't been made yet is nothing to take back.
-        let planned = std::mem::take(&mut container.state.cgroup);
+        container.state.cgroup = Cgroup::default();
         let joining = joining(&plan.namespaces.joined)?;
         let console = options.console_socket.as_ref().map(|path| connect_to(path, "console")).transpose()?;
-        if let Some(cgroup) = &plan.cgroup {
-            container.state.cgroup = planned;
-            // systemd makes them when there is a process.
-            if cgroup.unit.is_none() {
-                container.state.cgroup.create(cgroup)?;
-            }
-        }
+        container.make_cgroup(plan.cgroup.as_ref())?;
         container.save_init()?;
 
         let mut criu = self.start(config, &joining)?;
@@ -148,16 +140,9 @@ impl Attempt {
     /// Puts CRIU where those that it restores are to be: they are where it is.
     fn place(&mut self, criu: Pid, plan: &Plan) -> Result<()> {
         let container = &mut self.container;
-        if let Some(cgroup) = plan.cgroup.as_ref().filter(|cgroup| cgroup.unit.is_some()) {
-            container.state.cgroup.create_unit(cgroup, criu)?;
-            container.save_init()?;
-        }
+        container.make_unit(plan.cgroup.as_ref(), criu)?;
         container.state.cgroup.enter(criu).map_err(|error| error.at(Pointer::to("/linux/cgroupsPath")))?;
-        if let Some(resctrl) = &plan.resctrl {
-            container.state.resctrl = Some(resctrl.apply(criu)?);
-            container.save_init()?;
-        }
-        Ok(())
+        container.make_resctrl(plan.resctrl.as_ref(), criu)
     }
 
     fn message(
@@ -227,11 +212,9 @@ impl Attempt {
         let state = &mut self.container.state;
         state.init = Init::now(pid);
         // CRIU gives every container a time namespace, which `exec` is to join then.
-        let time = |process: &str| -> Result<u64> {
-            let path = format!("/proc/{process}/ns/time");
-            Ok(stat(path.as_str()).call(|| format!("stat({path:?})"))?.st_ino)
-        };
-        if Path::new("/proc/self/ns/time").exists() && time("self")? != time(&pid.to_string())? {
+        if Path::new("/proc/self/ns/time").exists()
+            && !is_own(CLONE_NEWTIME, namespaces::open(pid, CLONE_NEWTIME)?.as_fd())?
+        {
             state.namespaces |= CLONE_NEWTIME.bits();
         }
         self.container.save_state()?;
@@ -302,15 +285,11 @@ fn cgroup_roots(criu: Pid) -> Result<Vec<CgroupRoot>> {
 }
 
 fn roots(text: &str) -> Vec<CgroupRoot> {
-    let mut roots = Vec::new();
-    for line in text.lines() {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
-        for controller in controllers.split(',') {
-            roots.push(CgroupRoot { controllers: Some(controller.into()), path: path.into() });
-        }
-    }
-    roots
+    let of_one = |(controllers, path): (&str, &str)| -> Vec<_> {
+        let root = |controller: &str| CgroupRoot { controllers: Some(controller.into()), path: path.into() };
+        controllers.split(',').map(root).collect()
+    };
+    memberships(text).flat_map(of_one).collect()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use crate::config::list;
 use crate::error::Pointer;
-use crate::steps::namespaces::CLONE_NEWTIME;
+use crate::steps::namespaces::{CLONE_NEWTIME, TYPES};
 use crate::steps::trees::map_text;
 use nix::sched::CloneFlags;
 use oci_spec::runtime::{LinuxNamespaceType as Type, Spec};
@@ -95,27 +95,15 @@ impl Namespaces {
     }
 }
 
-/// Types and their names in the order in which they are printed.
-const NAMES: [(CloneFlags, &str); 8] = [
-    (CloneFlags::CLONE_NEWUSER, "user"),
-    (CloneFlags::CLONE_NEWPID, "pid"),
-    (CloneFlags::CLONE_NEWNS, "mount"),
-    (CloneFlags::CLONE_NEWNET, "network"),
-    (CloneFlags::CLONE_NEWIPC, "ipc"),
-    (CloneFlags::CLONE_NEWUTS, "uts"),
-    (CloneFlags::CLONE_NEWCGROUP, "cgroup"),
-    (CLONE_NEWTIME, "time"),
-];
-
 /// The name of a type.
 pub fn name(kind: CloneFlags) -> &'static str {
-    NAMES.iter().find(|(other, _)| *other == kind).map_or("unknown", |(_, name)| name)
+    TYPES.iter().find(|(other, ..)| *other == kind).map_or("unknown", |(_, name, _)| name)
 }
 
 impl fmt::Display for Namespaces {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("/linux/namespaces: new")?;
-        for (_, name) in NAMES.iter().filter(|(kind, _)| self.new.contains(*kind)) {
+        for (_, name, _) in TYPES.iter().filter(|(kind, ..)| self.new.contains(*kind)) {
             write!(f, " {name}")?;
         }
         writeln!(f)?;

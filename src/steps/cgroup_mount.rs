@@ -2,7 +2,6 @@
 
 use super::file_systems::new_file_system;
 use super::mount_options::Options;
-use super::mounts::through_proc;
 use super::{Init, Step};
 use crate::cgroup::{Place, ROOT};
 use crate::config::list;
@@ -126,7 +125,7 @@ impl CgroupMount {
         let name = hierarchy.mount_point.file_name().unwrap_or_default();
         mkdirat(tmpfs, name, Mode::from_bits_truncate(0o755)).call(|| format!("mkdirat({name:?})"))?;
         // In a tmpfs that nobody else has a way to: the name means what was just made.
-        let place = through_proc(tmpfs).join(name);
+        let place = file::through_proc(tmpfs).join(name);
         if self.own_namespace {
             let data = CString::new(hierarchy.controllers.as_str()).unwrap_or_default();
             mount::mount(Some(c"cgroup"), &place, Some(c"cgroup"), 0, Some(&data))?;

@@ -1,12 +1,11 @@
 //! `linux.devices`, the default devices, and the links of /dev.
 
-use super::mounts::through_proc;
 use super::{Init, Step};
 use crate::config::list;
 use crate::error::{Context, Error, Pointer, Result};
 use crate::root::{Links, normal};
-use crate::sys::Call;
 use crate::sys::mount::{self, Depth};
+use crate::sys::{Call, file};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, fstat, fstatat, makedev, mknodat};
@@ -293,7 +292,7 @@ pub fn hosts_null() -> Result<PathBuf> {
 /// Covers the file that `target` refers to with the null device.
 pub fn cover_with_null(null: &Path, target: BorrowedFd<'_>) -> crate::sys::Result<()> {
     let null = std::ffi::CString::new(null.as_os_str().as_encoded_bytes()).unwrap_or_default();
-    mount::mount(Some(&null), &through_proc(target), None, libc::MS_BIND, None)
+    mount::mount(Some(&null), &file::through_proc(target), None, libc::MS_BIND, None)
 }
 
 #[cfg(test)]

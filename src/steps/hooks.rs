@@ -4,9 +4,8 @@ use super::{Init, Step};
 use crate::config::list;
 use crate::error::{Context, Error, Pointer, Result};
 use crate::sys::Call;
+use crate::sys::poll::until_ended;
 use crate::sys::process::pidfd_open;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::umask;
 use nix::unistd::Pid;
@@ -181,23 +180,12 @@ fn wait(child: &mut Child, timeout: Option<Duration>) -> Result<ExitStatus> {
     let end = timeout.and_then(|timeout| Some((timeout, Instant::now().checked_add(timeout)?)));
     if let Some((timeout, end)) = end {
         let pidfd = pidfd_open(Pid::from_raw(child.id() as i32))?;
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut ended, left) {
-                Ok(0) if Instant::now() < end => {}
-                Ok(0) => {
-                    // It is still our child, so the id is its own.
-                    let _ = child.kill();
-                    let _ = child.wait();
-                    let seconds = timeout.as_secs_f32();
-                    return Err(Error::new(format!("hook ran past specified timeout of {seconds:.1}s")));
-                }
-                Ok(_) => break,
-                Err(Errno::EINTR) => {}
-                Err(errno) => Err(errno).call(|| "poll(pidfd)".into())?,
-            }
+        if !until_ended(pidfd.as_fd(), end)? {
+            // It is still our child, so the id is its own.
+            let _ = child.kill();
+            let _ = child.wait();
+            let seconds = timeout.as_secs_f32();
+            return Err(Error::new(format!("hook ran past specified timeout of {seconds:.1}s")));
         }
     }
     Ok(child.wait().call(|| "wait4".into())?)

@@ -4,7 +4,6 @@
 //! hand: nothing of the container's is used to hide something from it (CVE-2025-31133).
 
 use super::devices::{cover_with_null, hosts_null};
-use super::mounts::through_proc;
 use super::{Init, Step};
 use crate::config::list;
 use crate::error::{Context, Pointer, Result};
@@ -79,10 +78,10 @@ impl MaskedPaths {
         path: &Path,
         empty: &mut Empty,
     ) -> Result<()> {
-        let place = through_proc(target);
+        let place = file::through_proc(target);
         if let Some(shared) = empty.shared(init)? {
             let source =
-                CString::new(through_proc(shared).as_os_str().as_encoded_bytes()).unwrap_or_default();
+                CString::new(file::through_proc(shared).as_os_str().as_encoded_bytes()).unwrap_or_default();
             return Ok(mount::mount(Some(&source), &place, None, libc::MS_BIND, None)?);
         }
         let label = self.label.as_ref().map(|label| format!(",context=\"{label}\"")).unwrap_or_default();

@@ -4,7 +4,7 @@ use super::file_systems::{explained, new_file_system, with_mode_of};
 use super::mount_options::Options;
 use super::trees::{idmap, within_rootfs};
 use super::{Init, Step, copy_up};
-use crate::config::list;
+use crate::config::{has_namespace, list};
 use crate::error::{Context, Error, Pointer, Result};
 use crate::link::Message;
 use crate::root::{Kind, Links, Made, Root, normal};
@@ -109,8 +109,8 @@ pub fn plan(spec: &Spec, index: usize, bundle: &Path) -> Result<Mount> {
         && file_system
         && (kind == "tmpfs" || destination == Path::new("/dev"));
     let source_text = written.display().to_string();
-    let namespaces = spec.linux().as_ref().map_or(&[][..], |linux| list(linux.namespaces()));
-    let flags_stay = namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::User);
+    let linux = spec.linux().as_ref();
+    let flags_stay = linux.is_some_and(|linux| has_namespace(linux, LinuxNamespaceType::User));
     let mapped = idmap(spec, configured, &options).is_some();
     Ok(Mount { index, destination, source_text, source, options, read_only_later, flags_stay, mapped })
 }
@@ -242,7 +242,7 @@ impl Mount {
         if self.needs_the_mount() && !data.as_bytes().contains(&b'"') {
             return self.mount_detached(target, kind, source, &data, flags).map(Some);
         }
-        let path = through_proc(target.as_fd());
+        let path = file::through_proc(target.as_fd());
         match mount::mount(Some(source), &path, Some(kind), flags, Some(&data)) {
             Err(failed)
                 if failed.errno == Errno::EPERM && (self.flags_stay || identity::in_user_namespace()) =>
@@ -406,11 +406,6 @@ impl Mount {
         }
         Err(Error::new(format!("{:?} cannot be mounted because it leads into /proc", self.destination)))
     }
-}
-
-/// A path to what a descriptor refers to, on the host's procfs: the classic mount(2) takes paths.
-pub fn through_proc(fd: BorrowedFd<'_>) -> PathBuf {
-    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
 }
 
 fn is_proc(fd: BorrowedFd<'_>) -> Result<bool> {

@@ -9,14 +9,37 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType};
-use nix::unistd::{chroot, fchdir};
+use nix::unistd::{Pid, chroot, fchdir};
 use oci_spec::runtime::Linux;
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// CLONE_NEWTIME, which nix doesn't have.
 pub const CLONE_NEWTIME: CloneFlags = CloneFlags::from_bits_retain(0x80);
+
+/// The types, with their names in config.json and in /proc/PID/ns, in the order in which they are printed.
+pub const TYPES: [(CloneFlags, &str, &str); 8] = [
+    (CloneFlags::CLONE_NEWUSER, "user", "user"),
+    (CloneFlags::CLONE_NEWPID, "pid", "pid"),
+    (CloneFlags::CLONE_NEWNS, "mount", "mnt"),
+    (CloneFlags::CLONE_NEWNET, "network", "net"),
+    (CloneFlags::CLONE_NEWIPC, "ipc", "ipc"),
+    (CloneFlags::CLONE_NEWUTS, "uts", "uts"),
+    (CloneFlags::CLONE_NEWCGROUP, "cgroup", "cgroup"),
+    (CLONE_NEWTIME, "time", "time"),
+];
+
+/// The name of a type in /proc/PID/ns (namespaces(7)).
+pub fn file_name(kind: CloneFlags) -> Option<&'static str> {
+    TYPES.iter().find(|(other, ..)| *other == kind).map(|(_, _, file)| *file)
+}
+
+/// Opens the namespace of this type that process `pid` is in.
+pub fn open(pid: Pid, kind: CloneFlags) -> sys::Result<OwnedFd> {
+    let path = format!("/proc/{pid}/ns/{}", file_name(kind).unwrap_or_default());
+    file::open(AT_FDCWD, Path::new(&path), OFlag::O_RDONLY)
+}
 
 /// Becomes root of the user namespace, so that what is made from here on belongs to it.
 pub struct BecomeRoot;
@@ -139,13 +162,7 @@ impl Step for LoopbackUp {
 
 /// Whether a namespace that is joined is the one that this process is in.
 pub fn is_own(kind: CloneFlags, joined: BorrowedFd<'_>) -> Result<bool> {
-    let file = match kind {
-        CloneFlags::CLONE_NEWNET => "net",
-        CloneFlags::CLONE_NEWIPC => "ipc",
-        CloneFlags::CLONE_NEWNS => "mnt",
-        CloneFlags::CLONE_NEWUTS => "uts",
-        _ => return Ok(false),
-    };
+    let Some(file) = file_name(kind) else { return Ok(false) };
     let path = format!("/proc/self/ns/{file}");
     let own = nix::sys::stat::stat(path.as_str()).call(|| format!("stat({path:?})"))?;
     let other = nix::sys::stat::fstat(joined).call(|| "fstat(namespace)".into())?;

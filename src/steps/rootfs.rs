@@ -5,6 +5,7 @@ use crate::error::{Context, Error, Pointer, Result};
 use crate::root::Root;
 use crate::sys::Call;
 use crate::sys::mount::{self, Depth, MountAttr};
+use crate::sys::mountinfo::{Mount, mounts};
 use libc::c_ulong;
 use nix::errno::Errno;
 use nix::unistd::{chroot, fchdir};
@@ -172,23 +173,21 @@ impl ChangeRoot {
             // The host's mounts are shared with the host: unmounting them here would there, too.
             fchdir(old_root.as_fd()).call(|| "fchdir(old root)".into())?;
             mount::mount(None, Path::new("."), None, libc::MS_SLAVE | libc::MS_REC, None)?;
-            mount::detach(c".")?;
+            mount::detach(Path::new("."))?;
             // What is detached is still the current directory, and the host's root.
             return Ok(fchdir(root).call(|| "fchdir(rootfs)".into())?);
         }
-        Ok(mount::detach(c".")?)
+        Ok(mount::detach(Path::new("."))?)
     }
 
     /// After chroot(2) the host's mounts are still in the namespace. The kernel lets a container
     /// mount a whole new procfs or sysfs where one is to be seen, so they go first.
     fn move_to_root(&self) -> Result<()> {
-        for mount_point in full_proc_and_sys_mounts(&self.path)? {
-            let path = Path::new(&mount_point);
-            mount::mount(None, path, None, libc::MS_SLAVE | libc::MS_REC, None)?;
-            let name = std::ffi::CString::new(mount_point.as_str()).unwrap_or_default();
-            match mount::detach(&name) {
+        for path in full_proc_and_sys_mounts(&self.path)? {
+            mount::mount(None, &path, None, libc::MS_SLAVE | libc::MS_REC, None)?;
+            match mount::detach(&path) {
                 Err(failed) if matches!(failed.errno, Errno::EINVAL | Errno::EPERM) => {
-                    mount::mount(Some(c"tmpfs"), path, Some(c"tmpfs"), 0, None)?;
+                    mount::mount(Some(c"tmpfs"), &path, Some(c"tmpfs"), 0, None)?;
                 }
                 other => other?,
             }
@@ -198,23 +197,16 @@ impl ChangeRoot {
     }
 }
 
-/// The mount points of whole procfs and sysfs outside `rootfs` (proc_pid_mountinfo(5)).
-fn full_proc_and_sys_mounts(rootfs: &Path) -> Result<Vec<String>> {
-    let path = "/proc/self/mountinfo";
-    let text = std::fs::read_to_string(path).call(|| format!("read({path:?})"))?;
-    let mounts = text.lines().filter_map(|line| {
-        let (front, back) = line.split_once(" - ")?;
-        let mut fields = front.split(' ').skip(3);
-        let (root, mount_point) = (fields.next()?, fields.next()?);
-        let kind = back.split(' ').next()?;
-        let wanted =
-            root == "/" && matches!(kind, "proc" | "sysfs") && !Path::new(mount_point).starts_with(rootfs);
-        wanted.then(|| mount_point.to_owned())
+/// The mount points of whole procfs and sysfs outside `rootfs`.
+fn full_proc_and_sys_mounts(rootfs: &Path) -> Result<Vec<PathBuf>> {
+    let mut mounts = mounts()?;
+    mounts.retain(|Mount { root, point, kind, .. }| {
+        let whole = root == Path::new("/") && matches!(kind.as_str(), "proc" | "sysfs");
+        whole && !point.starts_with(rootfs)
     });
-    let mut mounts: Vec<_> = mounts.collect();
     // Those inside others first.
-    mounts.sort_by_key(|mount_point| std::cmp::Reverse(mount_point.len()));
-    Ok(mounts)
+    mounts.sort_by_key(|mount| std::cmp::Reverse(mount.point.as_os_str().len()));
+    Ok(mounts.into_iter().map(|mount| mount.point).collect())
 }
 
 /// `root.readonly`.

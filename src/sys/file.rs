@@ -9,13 +9,19 @@ use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::Mode;
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 /// Opens `path` below `dir` with `flags` and O_CLOEXEC.
 pub fn open(dir: BorrowedFd<'_>, path: &Path, flags: OFlag) -> Result<OwnedFd> {
     openat(dir, path, flags | OFlag::O_CLOEXEC, Mode::empty())
         .call(|| format!("openat({}, {path:?}, {flags:?})", super::show(dir)))
+}
+
+/// A path to what a descriptor refers to, for calls that take only paths: on the host's procfs, so not
+/// after the root was changed.
+pub fn through_proc(fd: BorrowedFd<'_>) -> PathBuf {
+    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
 }
 
 /// What the file at `path` holds, up to 4 KiB.

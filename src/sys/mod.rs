@@ -10,6 +10,8 @@ pub mod entry;
 pub mod file;
 pub mod identity;
 pub mod mount;
+pub mod mountinfo;
+pub mod poll;
 pub mod process;
 pub mod scheduling;
 pub mod seccomp;

@@ -191,7 +191,7 @@ pub fn mount(
 }
 
 /// Detaches the mount at `target` with all below it.
-pub fn detach(target: &CStr) -> Result<()> {
+pub fn detach(target: &Path) -> Result<()> {
     nix::mount::umount2(target, nix::mount::MntFlags::MNT_DETACH)
         .call(|| format!("umount2({target:?}, MNT_DETACH)"))
 }

@@ -282,7 +282,7 @@ fn delete_ends_what_shares_the_hosts_pids(case: &Case) -> Verdict {
     case.until_status("stopped")?;
     ensure!(!case.cgroups().is_empty(), "the container that is left behind has no cgroup");
     case.call(&["delete", "--force", &case.id])?.succeeded()?;
-    crate::case::until("nothing left", || Ok(case.nothing_left().is_ok()))
+    case.until_nothing_left()
 }
 
 fn run_forwards_signals(case: &Case) -> Verdict {
@@ -319,7 +319,7 @@ fn killed_in_a_hook(case: &Case) -> Verdict {
     case.call(&["start", &case.id])?.failed_with(&[])?;
     case.call(&["list"])?.succeeded()?;
     case.call(&["delete", "--force", &case.id])?.succeeded()?;
-    crate::case::until("nothing left", || Ok(case.nothing_left().is_ok()))
+    case.until_nothing_left()
 }
 
 fn created_and_stopped(case: &Case) -> Verdict {
