@@ -5,8 +5,9 @@ use clap::Args;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// Options of the command line. Their values are checked when they are parsed, as far as the text tells;
-/// what needs the image or the host is checked by `convert`, whose errors name the option.
+// Their values are checked when they are parsed, as far as the text tells; what needs the image or the host
+// is checked by `convert`, whose errors name the option. (Documentation of a flattened struct would become
+// that of the whole command.)
 #[derive(Debug, Clone, Default, Args)]
 #[allow(missing_docs)] // the comments are what --help says
 pub struct Changes {
@@ -23,7 +24,7 @@ pub struct Changes {
     #[arg(short, long, value_name = "VARIABLE", value_parser = variable)]
     pub env: Vec<String>,
     /// run as this user: USER[:GROUP], names of the image or numbers
-    #[arg(short, long, allow_hyphen_values = true)]
+    #[arg(short, long, value_parser = user, allow_hyphen_values = true)]
     pub user: Option<String>,
     /// working directory in the container
     #[arg(long, value_name = "DIR", value_parser = absolute)]
@@ -79,13 +80,13 @@ pub struct Volume {
     pub relabel: bool,
 }
 
-/// `--image-volume`.
+/// `--image-volume`: a tmpfs that begins with what the image has there, or a part of the root file system as
+/// any other.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+#[allow(missing_docs)] // --help would print it at length
 pub enum ImageVolume {
-    /// A tmpfs that begins with what the image has there.
     #[default]
     Tmpfs,
-    /// A part of the root file system as any other.
     Ignore,
 }
 
@@ -215,6 +216,14 @@ fn absolute(text: &str) -> Result<String, String> {
     }
 }
 
+/// Who it is, only the image knows.
+fn user(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("it is empty".into()),
+        _ => Ok(text.into()),
+    }
+}
+
 fn variable(text: &str) -> Result<String, String> {
     match text.split('=').next() {
         None | Some("") => Err("the variable has no name".into()),
@@ -341,7 +350,8 @@ mod tests {
 
     #[test]
     fn errors_name_the_option() {
-        let bad: [(&[&str], &str); 14] = [
+        let bad: [(&[&str], &str); 15] = [
+            (&["--user", ""], "--user <USER>': it is empty"),
             (&["--memory", "1x"], "--memory <BYTES>': not a number of bytes"),
             (&["--memory", "9999999t"], "more than the kernel can count"),
             (&["--memory", "0"], "nothing runs without memory"),

@@ -12,6 +12,7 @@
 //! | `spec` | what is written |
 //!
 //! What is not Docker's:
+//! - Labels that would make a runtime do something are left out, and notes say so.
 //! - A volume of the image is a tmpfs that begins with what the image has there, not a directory that is
 //!   kept elsewhere.
 //! - There is a cgroup namespace on every host, where Docker has one on cgroup v2 only.
@@ -147,15 +148,18 @@ fn find_user(
     changes: &Changes,
     mappings: Option<&Mappings>,
 ) -> Result<user::User> {
-    let (text, whose) = match &changes.user {
-        Some(user) => (user.as_str(), "--user"),
-        None => (config.user().as_deref().unwrap_or_default(), "the image's user"),
+    let image = config.user().as_deref().unwrap_or_default();
+    let text = changes.user.as_deref().unwrap_or(image);
+    let whose = match &changes.user {
+        Some(user) => format!("--user {user:?}"),
+        None if image.is_empty() => "root, as the image names no user".into(),
+        None => format!("the image's user {image:?}"),
     };
     let found = user::User::find(rootfs, text).and_then(|mut user| {
         mappings.map_or(Ok(()), |mappings| user.map(mappings))?;
         Ok(user)
     });
-    found.map_err(|error| error.prefix(format!("{whose} {text:?}")))
+    found.map_err(|error| error.prefix(whose))
 }
 
 /// One that joins the host's network keeps the host's name, which that network knows it by.
@@ -208,7 +212,7 @@ fn linux(changes: &Changes, host: &Host, seccomp: spec::Seccomp) -> Result<spec:
         uid_mappings,
         gid_mappings,
         sysctl,
-        resources: resources(changes, host),
+        resources: resources(changes),
         namespaces: namespaces(changes, host)?,
         seccomp,
         masked_paths: MASKED.iter().map(|path| (*path).to_owned()).chain(host.masked.clone()).collect(),
@@ -216,18 +220,16 @@ fn linux(changes: &Changes, host: &Host, seccomp: spec::Seccomp) -> Result<spec:
     })
 }
 
-/// Devices are denied but for the default ones, which the runtime adds. In a user namespace there are no
-/// others, and an ordinary user can set no rules; nor other limits, unless cgroups are delegated to him: what
-/// isn't asked for doesn't stand in the way.
-fn resources(changes: &Changes, host: &Host) -> Option<spec::Resources> {
-    let deny = spec::DeviceRule { allow: false, access: "rwm" };
-    let resources = spec::Resources {
-        devices: host.mappings.is_none().then_some(deny).into_iter().collect(),
+/// Devices are denied but for the default ones, which the runtime adds; also in a user namespace: it can make
+/// none, but an image's that root unpacked are there. (An ordinary user, who may set no rules, has not
+/// unpacked any, and runtimes go without.) Limits only as far as they are asked for: he may have no cgroups.
+fn resources(changes: &Changes) -> spec::Resources {
+    spec::Resources {
+        devices: vec![spec::DeviceRule { allow: false, access: "rwm" }],
         memory: changes.memory.map(|limit| spec::Memory { limit }),
         cpu: changes.cpus.map(|cpus| spec::Cpu { quota: cpus.0, period: changes::PERIOD.into() }),
         pids: changes.pids_limit.map(|limit| spec::Pids { limit }),
-    };
-    (resources != spec::Resources::default()).then_some(resources)
+    }
 }
 
 fn namespaces(changes: &Changes, host: &Host) -> Result<Vec<spec::Namespace>> {

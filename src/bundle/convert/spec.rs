@@ -110,8 +110,7 @@ pub struct Linux {
     pub gid_mappings: Vec<IdMapping>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub sysctl: BTreeMap<String, String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub resources: Option<Resources>,
+    pub resources: Resources,
     pub namespaces: Vec<Namespace>,
     pub seccomp: Seccomp,
     pub masked_paths: Vec<String>,
@@ -130,10 +129,9 @@ pub struct IdMapping {
 }
 
 /// `linux.resources`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[allow(missing_docs)]
 pub struct Resources {
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<DeviceRule>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Memory>,

@@ -105,7 +105,8 @@ fn rootless() {
     let changes = Changes { user: Some("root".into()), ..changes };
     let spec = convert(Some(&image(POSTGRES)), root.as_fd(), &changes, &host).expect("converted").spec;
     assert_eq!(spec.process.user.additional_gids, [0; 0]);
-    assert_eq!(spec.linux.resources, None);
+    assert_eq!(spec.linux.resources.devices.len(), 1);
+    assert_eq!(spec.linux.resources.memory, None);
 }
 
 #[test]

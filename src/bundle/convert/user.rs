@@ -61,9 +61,9 @@ pub struct User {
 
 impl User {
     /// Looks `text` up: `user`, `uid`, `user:group`, `uid:group`, `user:gid`, `uid:gid`, or nothing for
-    /// root. As Docker does, and the image specification's config.md has it: without a group, the primary
-    /// and the additional groups are those of the user's entry, also if the user is a number. A number is
-    /// never looked up as a name.
+    /// root. Without a group, the primary and the additional groups are those of the user's entry, also if
+    /// the user is a number: as Docker does, and the image specification's config.md has it (conversion.md
+    /// would rather not). A number is never looked up as a name.
     pub fn find(rootfs: BorrowedFd<'_>, text: &str) -> Result<Self> {
         let (user, group) = match text.split_once(':') {
             Some((user, group)) => (user, Some(group)),
