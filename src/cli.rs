@@ -62,6 +62,9 @@ pub fn run(arguments: Vec<OsString>) -> Result<Done> {
 fn execute(global: &Global, command: Command) -> Result<Done> {
     let nothing = |()| Done::default();
     match command {
+        Command::Bundle(given) => {
+            Err(lifecycle::bundle::run(&given.arguments).of_command("damda bundle failed"))
+        }
         Command::Check(given) => {
             lifecycle::explain::check(&given.bundle, global.cgroup_manager).map(Done::from)
         }

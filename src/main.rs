@@ -55,6 +55,13 @@ fn run(arguments: Vec<OsString>) -> i32 {
         // Not abort(3), which in a fork signals the thread id of the process it was forked from.
         sys::process::exit(70)
     }));
+    if arguments.get(1).is_some_and(|command| command == "bundle") {
+        sys::entry::fill_standard_descriptors();
+        // Its arguments are read by another program, not as Go's.
+        let error = lifecycle::bundle::run(&arguments[2..]);
+        log::error(&error.of_command("damda bundle failed").to_string());
+        return 1;
+    }
     // Before anything else, since it begins anew; so the command is only guessed at. A wrong guess
     // costs 0.1 ms.
     if arguments.iter().skip(1).any(|argument| SEALED.iter().any(|command| argument == command)) {

@@ -66,6 +66,9 @@ pub enum Rootless {
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
 pub enum Command {
+    /// Make a bundle from an image: see `damda bundle --help`
+    #[command(disable_help_flag = true)]
+    Bundle(Foreign),
     /// Say what is wrong with a bundle's configuration, all of it
     Check(Bundle),
     /// Save a running container to files, by CRIU, to be restored later
@@ -116,6 +119,13 @@ pub struct Id {
     /// the container's id
     #[arg(value_name = "CONTAINER-ID")]
     pub id: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Foreign {
+    /// what another program reads
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub arguments: Vec<std::ffi::OsString>,
 }
 
 #[derive(Debug, Args)]

@@ -1,5 +1,6 @@
 //! The commands, one a file: each reads as a story in the order of the specification's lifecycle.
 
+pub mod bundle;
 pub mod checkpoint;
 pub mod create;
 pub mod delete;

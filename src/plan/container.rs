@@ -26,6 +26,7 @@ use crate::steps::namespaces::{
 use crate::steps::net_devices;
 use crate::steps::passwd::FindHome;
 use crate::steps::program::{FindProgram, Program, WorkingDirectory};
+use crate::steps::root_mount::{self, RootMount};
 use crate::steps::rootfs::{Change, ChangeRoot, PrepareRoot, Propagation, ReadOnlyRoot};
 use crate::steps::scheduling::{IoPriority, MemoryPolicy, Personality, Scheduler};
 use crate::steps::seccomp::LoadSeccomp;
@@ -209,7 +210,11 @@ impl Outline<'_> {
         let mut in_cgroup = false;
         for (index, mount) in list(spec.mounts()).iter().enumerate() {
             let at = at("/mounts").index(index);
-            if cgroup_mount::is_one(mount) {
+            if index == 0 && root_mount::is_one(mount) {
+                let own = self.namespaces.new.contains(CloneFlags::CLONE_NEWNS);
+                let mount = RootMount::plan(mount, self.config.rootfs(), own);
+                steps.add(&at, mount.map_err(|error| error.at(at.clone()))?);
+            } else if cgroup_mount::is_one(mount) {
                 if !std::mem::replace(&mut in_cgroup, true) {
                     self.add_cgroup(steps);
                 }

@@ -22,6 +22,7 @@ pub mod namespaces;
 pub mod net_devices;
 pub mod passwd;
 pub mod program;
+pub mod root_mount;
 pub mod rootfs;
 pub mod scheduling;
 pub mod seccomp;

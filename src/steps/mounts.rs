@@ -142,7 +142,8 @@ fn c_string(text: &str) -> Result<CString> {
 fn check_place(destination: &Path, source: &Source) -> Result<()> {
     let remount = *source == Source::Remount;
     if destination == Path::new("/") && !remount {
-        return Err(Error::new("cannot mount over the container's root itself"));
+        return Err(Error::new("cannot mount over the container's root itself")
+            .hint("a file system can be the root: as the first mount"));
     }
     let below = destination.starts_with("/proc");
     if !below || remount || WITHIN_PROC.iter().any(|allowed| Path::new(allowed) == destination) {
