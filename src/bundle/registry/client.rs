@@ -142,16 +142,21 @@ impl Client {
             if let Some(authorization) = ask.authorization.filter(|_| is_own) {
                 request = request.header(header::AUTHORIZATION, authorization);
             }
-            let response = request.call().map_err(|error| self.failure(error, &url))?;
+            let response =
+                request.call().map_err(|error| self.failure(error, &url)).map_err(
+                    |failure| match is_own {
+                        true => failure,
+                        false => failure.prefix(format!("redirected to {}", host(&url))),
+                    },
+                )?;
             if !is_redirect(response.status()) {
                 return Ok(Answer { response, host: host(&url).to_owned(), is_own });
             }
-            let next = redirected(&url, response.headers())
-                .map_err(|error| error.prefix(format!("redirect of {}", host(&url))))?;
+            let next = redirected(&url, response.headers()).map_err(|error| error.prefix("redirect"))?;
             discard(response.into_body());
             url = next;
         }
-        Err(Error::new(format!("{} redirects more than {REDIRECTS} times", host(&ask.url))).into())
+        Err(Error::new(format!("redirects more than {REDIRECTS} times")).into())
     }
 
     /// Sends a form. Nothing is redirected: a form has secrets.
@@ -192,7 +197,7 @@ impl Client {
 
     /// An error of the library in our words.
     fn failure(&self, error: ureq::Error, url: &Uri) -> Failure {
-        let failure = in_words(error).prefix(host(url));
+        let failure = in_words(error);
         let proxy = self.agent(url).config().proxy().filter(|proxy| !proxy.is_no_proxy(url));
         match proxy {
             Some(proxy) => failure.prefix(format!("through the proxy {}:{}", proxy.host(), proxy.port())),
@@ -296,13 +301,14 @@ fn in_words(error: ureq::Error) -> Failure {
         ureq::Error::Tls(text) => Error::new(format!("TLS: {text}")).into(),
         ureq::Error::HostNotFound => Failure { error: Error::new("no such host"), kind: Kind::Absent },
         ureq::Error::Timeout(what) => {
-            let what = match what {
-                Timeout::Resolve => "no answer of a name server",
-                Timeout::Connect => "no connection",
-                _ => "no answer",
+            let (text, time) = match what {
+                Timeout::Resolve => ("no answer of a name server", CONNECT_TIME),
+                Timeout::Connect => ("no connection", CONNECT_TIME),
+                _ => ("no answer", SILENCE),
             };
-            let error = Error::new(format!("{what} within the time"));
-            Failure { error, kind: Kind::Passing(None) }
+            let is_there = !matches!(what, Timeout::Resolve | Timeout::Connect);
+            let kind = if is_there { Kind::Passing(None) } else { Kind::Absent };
+            Failure { error: Error::new(format!("{text} within {} s", time.as_secs())), kind }
         }
         ureq::Error::ConnectionFailed => broken("no connection".into()),
         ureq::Error::BodyStalled => broken("the connection stalled".into()),
@@ -332,18 +338,35 @@ fn of_the_connection(error: io::Error) -> Failure {
 
 fn of_tls(error: &rustls::Error) -> Failure {
     match error {
-        rustls::Error::InvalidCertificate(_) => Error::new(error.to_string())
+        rustls::Error::InvalidCertificate(wrong) => Error::new(of_a_certificate(wrong))
             .hint(
-                "trusted are the system's certificates (on Debian: /usr/local/share/ca-certificates and \
+                "trusted are the system's authorities (on Debian: /usr/local/share/ca-certificates and \
                  update-ca-certificates), or those of $SSL_CERT_FILE",
             )
             .into(),
         rustls::Error::InvalidMessage(_) | rustls::Error::InappropriateMessage { .. } => {
             let error =
-                Error::new(format!("TLS: {error}")).hint("for a registry without TLS there is --plain-http");
+                Error::new("doesn't speak TLS").hint("for a registry without TLS there is --plain-http");
             Failure { error, kind: Kind::NoTls }
         }
         _ => Error::new(format!("TLS: {error}")).into(),
+    }
+}
+
+fn of_a_certificate(wrong: &rustls::CertificateError) -> String {
+    use rustls::CertificateError as Wrong;
+    match wrong {
+        Wrong::UnknownIssuer => "its certificate is signed by nobody who is trusted here".into(),
+        Wrong::Expired | Wrong::ExpiredContext { .. } => "its certificate has expired".into(),
+        Wrong::NotValidYet | Wrong::NotValidYetContext { .. } => "its certificate isn't valid yet".into(),
+        Wrong::NotValidForName | Wrong::NotValidForNameContext { .. } => {
+            "its certificate is for another name".into()
+        }
+        // Self-signed, as by `openssl req -x509` without more. Go takes it, webpki by its design doesn't.
+        other if format!("{other:?}").contains("CaUsedAsEndEntity") => {
+            "its certificate is an authority's own (CA:TRUE), which a server's can't be".into()
+        }
+        other => format!("its certificate is invalid: {other}"),
     }
 }
 

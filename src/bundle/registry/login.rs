@@ -67,8 +67,9 @@ struct TokenAnswer {
     token: Option<String>,
     #[serde(default)]
     access_token: Option<String>,
+    /// In seconds, mostly as a whole number.
     #[serde(default)]
-    expires_in: Option<u64>,
+    expires_in: Option<serde_json::Value>,
 }
 
 /// What a registry wants to see.
@@ -135,7 +136,7 @@ impl Login {
                 format!("the login for {} is not accepted, or has no right to it", self.host)
             }
             _ => format!(
-                "it may need a login: --creds, --authfile, or what `docker login {0}` or `podman login {0}` leave",
+                "it needs a login: --creds, or one that `docker login {0}` or `podman login {0}` kept",
                 self.host
             ),
         }
@@ -229,7 +230,11 @@ fn authorization(answer: &[u8]) -> Result<Authorization> {
     let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
         .map_err(|_| Error::new("its token has characters that no header can have"))?;
     value.set_sensitive(true);
-    let seconds = answer.expires_in.filter(|seconds| *seconds > 0).unwrap_or(TOKEN_TIME);
+    let seconds = answer
+        .expires_in
+        .and_then(|seconds| seconds.as_u64())
+        .filter(|seconds| *seconds > 0)
+        .unwrap_or(TOKEN_TIME);
     let until = Instant::now().checked_add(Duration::from_secs(seconds.saturating_sub(TOKEN_MARGIN)));
     Ok(Authorization { value, until })
 }

@@ -188,6 +188,8 @@ impl Shared {
                     endpoint.failed.store(true, Ordering::Relaxed);
                     before.push(error.prefix(format!("mirror {}", endpoint.host)));
                 }
+                // Who it was needn't be said if the image's name says so.
+                Err(error) if before.is_empty() && endpoint.host == self.reference.host => before.push(error),
                 Err(error) => before.push(error.prefix(format!("registry {}", endpoint.host))),
             }
         }
@@ -340,7 +342,7 @@ impl Endpoint {
             }
             (401 | 403 | 404, What::Manifest(identifier)) => {
                 let separator = if identifier.contains(':') { '@' } else { ':' };
-                let missing = format!("no image {name}{separator}{identifier} there");
+                let missing = format!("no image {name}{separator}{identifier} in {}", self.login.host);
                 error.hint(format!("{missing}, or {}", self.login.hint())).into()
             }
             (401 | 403, What::Blob(_)) => error.hint(self.login.hint()).into(),

@@ -297,7 +297,7 @@ fn basic_with_and_without_a_login() {
     let without = root_error(&server.registry());
     has_parts(
         &without,
-        &["401 Unauthorized: authentication\\u{1b}[2J required", "no image x:t there", "docker login"],
+        &["401 Unauthorized: authentication\\u{1b}[2J required", "no image x:t in 127.0.0.1", "docker login"],
     );
     let wrong = root_error(&server.registry_with(&with("other")));
     has_parts(&wrong, &["the login for 127.0.0.1", "is not accepted"]);
@@ -330,7 +330,7 @@ fn token_services_that_fail() {
     for (answer, expected) in [
         (reply(200, "x".repeat(2 << 20)), "larger than 1048576 bytes"),
         (reply(200, "{}"), "no token"),
-        (reply(401, "{}"), "it may need a login"),
+        (reply(401, "{}"), "it needs a login"),
         (reply(418, ""), "418"),
     ] {
         let tokens = Server::start(move |_| answer.clone());
@@ -520,7 +520,7 @@ fn what_is_not_there_is_asked_for_once() {
     let server = Server::start(|_| reply(404, ""));
     has_parts(
         &root_error(&server.registry()),
-        &["404 Not Found (no image x:t there, or it may need a login"],
+        &["404 Not Found (no image x:t in 127.0.0.1", "or it needs a login"],
     );
     has_parts(
         &blob(&server.registry(), 1).unwrap_err().to_string(),
@@ -545,7 +545,7 @@ fn nobody_is_there() {
     let server = Server::at(listener.local_addr().unwrap().port());
     drop(listener);
     let error = root_error(&server.registry());
-    has_parts(&error, &["connection refused", &server.host()]);
+    has_parts(&error, &[&format!("{}/x:t: connection refused", server.host())]);
     assert!(!error.contains("tried"), "{error}");
 }
 
