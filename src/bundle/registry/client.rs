@@ -26,7 +26,7 @@ const HEADER_MOST: usize = 64 * 1024;
 /// Of the body of an answer that isn't wanted: its error message is read, or it is read away so that the
 /// connection can be used again.
 const UNWANTED_MOST: u64 = 64 * 1024;
-/// As long as a server may have us wait.
+/// As long as a server may have us wait before the next try.
 const RETRY_AFTER_MOST: Duration = Duration::from_secs(60);
 
 /// What asks.
@@ -230,11 +230,21 @@ pub fn message(body: Body) -> Option<String> {
     (!text.is_empty()).then(|| text.chars().take(200).collect())
 }
 
-/// How long the server wants to be left alone. In seconds: a date, which is allowed as well, is
-/// not read.
-pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+/// A failure that may be over in a moment, unless the server says that it takes longer than anybody would
+/// wait for.
+pub fn passing(error: Error, headers: &HeaderMap) -> Failure {
+    match retry_after(headers) {
+        Some(after) if after > RETRY_AFTER_MOST => {
+            error.prefix(format!("asks for a pause of {} s", after.as_secs())).into()
+        }
+        after => Failure { error, kind: Kind::Passing(after) },
+    }
+}
+
+/// How long the server wants to be left alone. In seconds: a date, which is allowed as well, is not read.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds).min(RETRY_AFTER_MOST))
+    Some(Duration::from_secs(seconds))
 }
 
 /// An address's host with its port.
@@ -437,7 +447,6 @@ mod tests {
             retry_after(&headers)
         };
         assert_eq!(after("7"), Some(Duration::from_secs(7)));
-        assert_eq!(after("100000"), Some(RETRY_AFTER_MOST));
         assert_eq!(after("-1"), None);
         assert_eq!(after("Fri, 31 Dec 1999 23:59:59 GMT"), None);
     }

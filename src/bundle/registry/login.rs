@@ -18,7 +18,7 @@
 //! registry, and services of this machine are out of reach. We never ask for more than to pull this one
 //! image, whatever scope the registry names.
 
-use super::client::{self, Ask, Attempt, Client, Failure, Kind};
+use super::client::{self, Ask, Attempt, Client, Failure};
 use super::credentials::{Credential, Places};
 use crate::error::{Error, Result};
 use base64::Engine;
@@ -208,7 +208,7 @@ impl Login {
     fn refusal(&self, status: StatusCode, headers: &HeaderMap) -> Failure {
         let error = Error::new(status.to_string());
         match status.as_u16() {
-            429 | 500..=599 => Failure { error, kind: Kind::Passing(client::retry_after(headers)) },
+            429 | 500..=599 => client::passing(error, headers),
             400 | 401 | 403 => error.hint(self.hint()).into(),
             _ => error.into(),
         }

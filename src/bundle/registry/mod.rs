@@ -156,7 +156,7 @@ impl Registry {
 impl Source for Registry {
     fn root(&self, most: u64) -> Result<Root> {
         let what = What::Manifest(self.0.reference.identifier());
-        self.0.ask(&what, 0, |answer| {
+        let root = self.0.ask(&what, 0, |answer| {
             let media_type = answer.response.headers().get(header::CONTENT_TYPE);
             let media_type = media_type.and_then(|value| value.to_str().ok()).map(|value| {
                 let (plain, _parameters) = value.split_once(';').unwrap_or((value, ""));
@@ -164,7 +164,8 @@ impl Source for Registry {
             });
             let bytes = client::read(answer.response.into_body(), most)?;
             Ok(Root { media_type, bytes })
-        })
+        });
+        root.map_err(|error| error.prefix(&self.0.reference))
     }
 
     fn blob(&self, wanted: &Wanted) -> Result<Blob> {
@@ -194,11 +195,7 @@ impl Shared {
             }
         }
         let last = before.pop().unwrap_or_else(|| Error::new("nobody to ask"));
-        let error = before.iter().rev().fold(last, |error, mirror| error.prefix(format!("{mirror}; then")));
-        Err(match what {
-            What::Manifest(_) => error.prefix(&self.reference),
-            What::Blob(digest) => error.prefix(format!("{}: blob {digest}", self.reference)),
-        })
+        Err(before.iter().rev().fold(last, |error, mirror| error.prefix(format!("{mirror}; then"))))
     }
 }
 
@@ -322,28 +319,29 @@ impl Endpoint {
     /// An answer that isn't what was asked for, in words.
     fn refusal(&self, answer: Answer, what: &What) -> Failure {
         let status = answer.response.status();
-        let after = client::retry_after(answer.response.headers());
+        let headers = answer.response.headers().clone();
         let message = client::message(answer.response.into_body());
-        let text = message.map_or(status.to_string(), |message| format!("{status}: {message}"));
+        let error = Error::new(message.map_or(status.to_string(), |message| format!("{status}: {message}")));
         if !answer.is_own {
-            // Of a store that the registry redirects to. Its signatures are good for a while only, so the
-            // registry is asked again.
-            let error = Error::new(text).prefix(format!("redirected to {}", answer.host));
-            let kind = if status.is_server_error() { Kind::Passing(after) } else { Kind::Final };
-            return Failure { error, kind };
+            // Of a store that the registry redirects to.
+            let error = error.prefix(format!("redirected to {}", answer.host));
+            return match status.is_server_error() {
+                true => client::passing(error, &headers),
+                false => error.into(),
+            };
         }
-        let name = &self.login.repository;
-        let error = Error::new(text);
         match (status.as_u16(), what) {
-            (408 | 500 | 502..=504, _) => Failure { error, kind: Kind::Passing(after) },
+            (408 | 500 | 502..=504, _) => client::passing(error, &headers),
             (429, _) => {
-                let hint = "too many requests: wait, log in (a login may ask more often), or use --mirror";
-                Failure { error: error.hint(hint), kind: Kind::Passing(after) }
+                let hint = "wait, log in (a login may ask more often), or use --mirror";
+                client::passing(error.hint(hint), &headers)
             }
             (401 | 403 | 404, What::Manifest(identifier)) => {
+                let (name, host) = (&self.login.repository, &self.login.host);
                 let separator = if identifier.contains(':') { '@' } else { ':' };
-                let missing = format!("no image {name}{separator}{identifier} in {}", self.login.host);
-                error.hint(format!("{missing}, or {}", self.login.hint())).into()
+                let hint =
+                    format!("no image {name}{separator}{identifier} in {host}, or {}", self.login.hint());
+                error.hint(hint).into()
             }
             (401 | 403, What::Blob(_)) => error.hint(self.login.hint()).into(),
             (404, What::Blob(_)) => {

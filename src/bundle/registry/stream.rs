@@ -34,7 +34,8 @@ pub struct Stream {
 impl Stream {
     /// Asks for the blob.
     pub fn open(shared: Arc<Shared>, wanted: &Wanted) -> Result<Stream> {
-        let (body, skip) = connect(&shared, wanted, 0)?;
+        let (body, skip) =
+            connect(&shared, wanted, 0).map_err(|error| error.prefix(name(&shared, wanted)))?;
         Ok(Stream { shared, wanted: wanted.clone(), body, at: 0, skip, since: 0, resumed: 0 })
     }
 
@@ -44,7 +45,8 @@ impl Stream {
             self.resumed = 0;
         }
         let (at, size, resumed) = (self.at, self.wanted.size, self.resumed);
-        let what = || format!("blob {}: broke off after {at} of {size} bytes", self.wanted.digest);
+        let name = name(&self.shared, &self.wanted);
+        let what = || format!("{name}: broke off after {at} of {size} bytes");
         if self.resumed == RESUMED_MOST {
             return Err(Error::new(cause).prefix(format!("taken up {resumed} times")).prefix(what()));
         }
@@ -85,6 +87,10 @@ impl Read for Stream {
             self.resume(&cause)?;
         }
     }
+}
+
+fn name(shared: &Shared, wanted: &Wanted) -> String {
+    format!("{}: blob {}", shared.reference, wanted.digest)
 }
 
 /// The bytes from `from` on, after those that are to be skipped.

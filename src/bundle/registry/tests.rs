@@ -504,6 +504,9 @@ fn too_many_requests_is_over_in_a_moment() {
         server.registry().root(100).unwrap();
         assert_eq!(server.requests().len(), 4, "{status}");
     }
+    let server = Server::start(|_| reply(429, "").with("Retry-After", "3600"));
+    has_parts(&root_error(&server.registry()), &["asks for a pause of 3600 s: 429", "--mirror"]);
+    assert_eq!(server.requests().len(), 1);
     let server = Server::start(|_| reply(429, ""));
     has_parts(&root_error(&server.registry()), &["tried 6 times", "429 Too Many Requests", "--mirror"]);
     assert_eq!(server.requests().len(), 6);
