@@ -7,7 +7,7 @@ use crate::layers;
 use crate::limits::Limits;
 use crate::merge;
 use crate::progress::Progress;
-use crate::settle::{self, Hidden};
+use crate::settle::{self, Hidden, Links};
 use crate::source::Source;
 use crate::stack::Stack;
 use crate::staging::Staging;
@@ -116,14 +116,15 @@ impl Fill<'_> {
             let failed = |error: Error| error.prefix(layer);
             match done.is_empty() {
                 true => {
-                    settle::settle(&tree(&path)?, &report, &Stack::default(), self.ownership)
+                    settle::settle(&tree(&path)?, &report, &Stack::default(), self.ownership, Links::Same)
                         .map_err(failed)?;
                     fs::rename(&path, rootfs)?;
                 }
                 false => {
                     let (mine, over) = (tree(&path)?, tree(rootfs)?);
                     let below = Stack(vec![tree(rootfs)?]);
-                    let hidden = settle::settle(&mine, &report, &below, self.ownership).map_err(failed)?;
+                    let hidden = settle::settle(&mine, &report, &below, self.ownership, Links::Same)
+                        .map_err(failed)?;
                     let root = !report.implicit.contains(Path::new(""));
                     merge::move_over(&mine, &hidden, root, &over).map_err(failed)?;
                 }
@@ -147,13 +148,14 @@ impl Fill<'_> {
         let found = self.each(|layer| {
             let began = Instant::now();
             let id = &chain[layer.number - 1];
-            if let Some(entry) = store.find(id, &layer.diff_id)? {
+            let diff_id = self.diff_id(layer);
+            if let Some(entry) = store.find(id, diff_id)? {
                 entry.touch();
                 return Ok((Ok(entry), began));
             }
             let claim = store.claim(id)?;
             // Whoever had it may have unpacked just this layer.
-            if let Some(entry) = store.find(id, &layer.diff_id)? {
+            if let Some(entry) = store.find(id, diff_id)? {
                 return Ok((Ok(entry), began));
             }
             let staging = Staging::make(&store.temporary(), OsStr::new(id.hex()))?;
@@ -171,9 +173,10 @@ impl Fill<'_> {
                     let path = pending.staging.path.join("fs");
                     let stack = Stack(below.iter().rev().map(|path| tree(path)).collect::<Result<_>>()?);
                     let mine = tree(&path)?;
-                    let hidden = settle::settle(&mine, &pending.report, &stack, self.ownership)
-                        .and_then(|hidden| settle::mark(&mine, &hidden, opaque).map(|()| hidden))
-                        .map_err(|error| error.prefix(layer))?;
+                    let hidden =
+                        settle::settle(&mine, &pending.report, &stack, self.ownership, Links::Copies)
+                            .and_then(|hidden| settle::mark(&mine, &hidden, opaque).map(|()| hidden))
+                            .map_err(|error| error.prefix(layer))?;
                     (path, Some(hidden))
                 }
             };
@@ -191,7 +194,7 @@ impl Fill<'_> {
                 Ok(entry) => entry,
                 Err(pending) => {
                     let depends = hidden.is_some_and(|hidden| hidden.depends);
-                    let id = if depends { chain } else { &layer.diff_id };
+                    let id = self.diff_id(layer).filter(|_| !depends).unwrap_or(chain);
                     let kept = kept(layer, &pending.report);
                     let entry = store.keep(id.hex(), &pending.staging.path, kept)?;
                     pending.staging.moved();
@@ -202,6 +205,13 @@ impl Fill<'_> {
             all.0.push(entry);
         }
         Ok(all)
+    }
+
+    /// By what a layer is known if it is the same over any others. The second of two alike has to be
+    /// another directory: an overlay can't have one twice.
+    fn diff_id<'a>(&self, layer: &'a Layer) -> Option<&'a Digest> {
+        let before = &self.image.layers[..layer.number - 1];
+        (!before.iter().any(|other| other.diff_id == layer.diff_id)).then_some(&layer.diff_id)
     }
 
     fn unpack(&self, layer: &Layer, path: &Path) -> Result<Report> {

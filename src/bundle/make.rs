@@ -299,7 +299,7 @@ fn dry_run(arguments: &Arguments, ids: &Ids, image: Option<&Image>, to: &Path) -
     let mut layers = Vec::new();
     for (layer, chain) in image.layers.iter().zip(image.chain_ids()) {
         let kept = match &store {
-            Some(store) => store.find(&chain, &layer.diff_id)?.is_some(),
+            Some(store) => store.find(&chain, Some(&layer.diff_id))?.is_some(),
             None => false,
         };
         let what = if kept { "is in the store" } else { "fetch and unpack" };

@@ -154,7 +154,7 @@ impl Copying {
         if let Some((parent, first)) = self.linked.get(&key) {
             return linkat(parent, first.as_os_str(), to, name, AtFlags::empty()).doing(|| "linkat".into());
         }
-        copy(from, to, name, mine, self.how, Ownership::Image)?;
+        copy((from, name), (to, name), mine, self.how, Ownership::Image)?;
         if mine.st_nlink > 1 {
             self.linked.insert(key, (to.try_clone_to_owned()?, name.to_owned()));
         }
@@ -162,32 +162,34 @@ impl Copying {
     }
 }
 
+/// A name in a directory.
+pub type At<'a> = (BorrowedFd<'a>, &'a OsStr);
+
 /// Copies a file that isn't a directory.
-pub fn copy_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &OsStr, ownership: Ownership) -> Result<()> {
-    match tree::stat(from, name)? {
-        Some(stat) => copy(from, to, name, &stat, Copy::Auto, ownership),
+pub fn copy_file(from: At<'_>, to: At<'_>, ownership: Ownership) -> Result<()> {
+    match tree::stat(from.0, from.1)? {
+        Some(stat) => copy(from, to, &stat, Copy::Auto, ownership),
         None => Err(Errno::ENOENT.into()),
     }
 }
 
 fn copy(
-    from: BorrowedFd<'_>,
-    to: BorrowedFd<'_>,
-    name: &OsStr,
+    (from, from_name): At<'_>,
+    (to, name): At<'_>,
     stat: &FileStat,
     how: Copy,
     ownership: Ownership,
 ) -> Result<()> {
-    let (source, target) = (Target::Named(from, name), Target::Named(to, name));
+    let (source, target) = (Target::Named(from, from_name), Target::Named(to, name));
     match tree::kind(stat) {
         SFlag::S_IFREG => {
-            let file = tree::open(from, name, OFlag::O_RDONLY).doing(|| "open it".into())?;
+            let file = tree::open(from, from_name, OFlag::O_RDONLY).doing(|| "open it".into())?;
             let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             let copy = openat(to, name, flags, Mode::from_bits_truncate(0o600)).doing(|| "make it".into())?;
             copy_data(&file, &copy, stat.st_size, how)?;
         }
         SFlag::S_IFLNK => {
-            let link = readlinkat(from, name).doing(|| "readlinkat".into())?;
+            let link = readlinkat(from, from_name).doing(|| "readlinkat".into())?;
             symlinkat(link.as_os_str(), to, name).doing(|| "symlinkat".into())?;
         }
         kind => mknodat(to, name, kind, Mode::from_bits_truncate(0o600), stat.st_rdev)

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, mknodat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
@@ -29,27 +29,48 @@ struct Settling<'a> {
     layer: &'a Tree,
     below: &'a Stack,
     ownership: Ownership,
+    links: Links,
+    /// Files of layers below that links lead to, and where this layer has them.
+    linked: HashMap<Inner, Inner>,
     /// Directories that were moved to where a link of a layer below leads.
     moved: Vec<(Inner, Inner)>,
     hidden: Hidden,
 }
 
+/// What a hard link to a file of a layer below is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Links {
+    /// The same file: for layers that become one tree.
+    Same,
+    /// A copy, which has both names: as when an overlay file system links a file of a lower layer.
+    Copies,
+}
+
 /// Completes a layer over the layers below it.
-pub fn settle(layer: &Tree, report: &Report, below: &Stack, ownership: Ownership) -> Result<Hidden> {
-    let mut settling = Settling { layer, below, ownership, moved: Vec::new(), hidden: Hidden::default() };
+pub fn settle(
+    layer: &Tree,
+    report: &Report,
+    below: &Stack,
+    ownership: Ownership,
+    links: Links,
+) -> Result<Hidden> {
+    let (linked, moved, hidden) = (HashMap::new(), Vec::new(), Hidden::default());
+    let mut settling = Settling { layer, below, ownership, links, linked, moved, hidden };
     for path in &report.implicit {
         settling.implicit(path)?;
-    }
-    for (at, target) in &report.links {
-        settling
-            .link(at, target)
-            .map_err(|error| error.prefix(format!("{}: hard link to {:?}", at.display(), target)))?;
     }
     for path in &report.whiteouts {
         settling.whiteout(path)?;
     }
     for path in &report.opaque {
         settling.opaque(path)?;
+    }
+    // Last: what they put into the layer isn't what hides something.
+    for at in report.links.keys() {
+        let target = report.target(at)?;
+        settling
+            .link(at, target)
+            .map_err(|error| error.prefix(format!("{}: hard link to {target:?}", at.display())))?;
     }
     let named = report.implicit.len() > usize::from(report.implicit.contains(Path::new("")));
     settling.hidden.depends |= named || !report.links.is_empty();
@@ -144,28 +165,57 @@ impl Settling<'_> {
         Ok(())
     }
 
-    /// A second name for a file of a layer below: the file becomes this layer's, as when an overlay
-    /// file system links it.
+    /// A second name for a file of a layer below.
     fn link(&mut self, at: &Path, target: &Path) -> Result<()> {
         let at = self.now(at);
+        let Some((at_parent, at_name)) = tree::split(&at) else { return Err(Errno::EINVAL.into()) };
+        let to = open_directory(self.layer, at_parent)?;
         let Some(Found::Other { path, parent }) = self.below.find(target, false)? else {
             return Err(Error::new("there is no such file in this layer or in one below"));
         };
-        let Some(((directory, name), (at_parent, at_name))) = tree::split(&path).zip(tree::split(&at)) else {
-            return Err(Errno::EINVAL.into());
-        };
-        self.ensure(directory)?;
-        let mine = open_directory(self.layer, directory)?;
-        if tree::stat(mine.as_fd(), name)?.is_none() {
-            keeping_time(mine.as_fd(), || {
-                merge::copy_file(parent.as_fd(), mine.as_fd(), name, self.ownership)
-            })?;
+        let Some((directory, name)) = tree::split(&path) else { return Err(Errno::EINVAL.into()) };
+        let flags = AtFlags::empty();
+        if self.links == Links::Same {
+            return keeping_time(to.as_fd(), || {
+                linkat(&parent, name, &to, at_name, flags).doing(|| "linkat".into())
+            });
         }
-        let to = open_directory(self.layer, at_parent)?;
-        keeping_time(to.as_fd(), || {
-            tree::remove(to.as_fd(), at_name)?;
-            linkat(&mine, name, &to, at_name, AtFlags::empty()).doing(|| "linkat".into())
+        let first = match self.linked.get(&path) {
+            Some(first) => first.clone(),
+            None => {
+                // Where it is, or, if that name isn't there any more, where the link is.
+                let first = if self.hides(&path) { at.clone() } else { path.clone() };
+                if first == path {
+                    self.ensure(directory)?;
+                }
+                self.copy_from_below((parent.as_fd(), name), &first)?;
+                self.linked.insert(path, first.clone());
+                first
+            }
+        };
+        let Some((first_parent, first_name)) = tree::split(&first).filter(|_| first != at) else {
+            return Ok(());
+        };
+        let from = open_directory(self.layer, first_parent)?;
+        keeping_time(to.as_fd(), || linkat(&from, first_name, &to, at_name, flags).doing(|| "linkat".into()))
+    }
+
+    /// Makes a file of a layer below this layer's, unless it has one of that name.
+    fn copy_from_below(&self, (parent, name): merge::At<'_>, to: &Path) -> Result<()> {
+        let Some((to_parent, to_name)) = tree::split(to) else { return Err(Errno::EINVAL.into()) };
+        let mine = open_directory(self.layer, to_parent)?;
+        if tree::stat(mine.as_fd(), to_name)?.is_some() {
+            return Ok(());
+        }
+        keeping_time(mine.as_fd(), || {
+            merge::copy_file((parent, name), (mine.as_fd(), to_name), self.ownership)
         })
+    }
+
+    /// Whether what layers below have there isn't there any more.
+    fn hides(&self, path: &Path) -> bool {
+        let gone = |above: &Path| self.hidden.whiteouts.contains(above) || self.hidden.opaque.contains(above);
+        path.ancestors().any(gone)
     }
 
     /// Something of a layer below isn't there any more, unless it was never there.

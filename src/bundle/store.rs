@@ -107,8 +107,9 @@ impl Store {
     }
 
     /// The layer, if it is kept: as it is over this chain, or over any.
-    pub fn find(&self, chain: &Digest, diff_id: &Digest) -> Result<Option<Entry>> {
-        for id in [chain.hex(), diff_id.hex()] {
+    pub fn find(&self, chain: &Digest, diff_id: Option<&Digest>) -> Result<Option<Entry>> {
+        for id in [Some(chain), diff_id].into_iter().flatten() {
+            let id = id.hex();
             let path = self.path.join("layers").join(id);
             match fs::read(path.join("layer.json")) {
                 Ok(text) => {

@@ -1,27 +1,13 @@
 //! POSIX access control lists in their text form (acl(5)), as GNU tar and star write them, to the
 //! form of the kernel's attributes (include/uapi/linux/posix_acl_xattr.h).
 
-use super::attributes::{Dropped, Target, set_xattr};
 use crate::error::{Error, Result};
 
 /// No qualifier.
 const NOBODY: u32 = u32::MAX;
 
-/// Sets the lists of an entry: for the access, the default.
-pub fn set(target: &Target<'_>, acls: &(Option<Vec<u8>>, Option<Vec<u8>>)) -> Result<Vec<Dropped>> {
-    let mut dropped = Vec::new();
-    let lists = [("system.posix_acl_access", &acls.0), ("system.posix_acl_default", &acls.1)];
-    for (name, text) in lists {
-        let Some(text) = text else { continue };
-        if let Err(errno) = set_xattr(target, name, &attribute(text)?) {
-            dropped.push(format!("{name} ({})", errno.desc().to_lowercase()));
-        }
-    }
-    Ok(dropped)
-}
-
 /// The attribute's value: a version, and for each entry a tag, permissions and an id, sorted.
-fn attribute(text: &[u8]) -> Result<Vec<u8>> {
+pub fn attribute(text: &[u8]) -> Result<Vec<u8>> {
     let text = String::from_utf8_lossy(text);
     let mut entries = text
         .split(['\n', ','])

@@ -27,6 +27,9 @@ pub enum Ownership {
 /// and the gid.
 const ROOTLESS: &str = "user.rootlesscontainers";
 
+const ACCESS_ACL: &str = "system.posix_acl_access";
+const DEFAULT_ACL: &str = "system.posix_acl_default";
+
 /// Where attributes go to.
 pub enum Target<'a> {
     /// A file or a directory that is open.
@@ -60,13 +63,29 @@ pub fn set(target: &Target<'_>, entry: &Entry, ownership: Ownership, link: bool)
         }
         .doing(|| format!("chmod({:#o})", entry.mode))?;
     }
-    for (name, value) in &entry.xattrs {
+    for (name, value) in entry.xattrs.iter().filter(|(name, _)| name != DEFAULT_ACL.as_bytes()) {
         dropped.extend(xattr(target, name, value, ownership)?);
     }
-    if entry.acls.0.is_some() || entry.acls.1.is_some() {
-        dropped.extend(super::acl::set(target, &entry.acls)?);
+    if let Some(text) = &entry.acls.0 {
+        dropped.extend(xattr(target, ACCESS_ACL.as_bytes(), &super::acl::attribute(text)?, ownership)?);
     }
     Ok(dropped)
+}
+
+/// The access control list that what is made in a directory begins with. `set` leaves it out: it is
+/// for when nothing of the layer is made there any more.
+pub fn default_acl(entry: &Entry) -> Result<Option<Vec<u8>>> {
+    let named = entry.xattrs.iter().find(|(name, _)| name == DEFAULT_ACL.as_bytes());
+    match (named, &entry.acls.1) {
+        (Some((_, value)), _) => Ok(Some(value.clone())),
+        (None, Some(text)) => super::acl::attribute(text).map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Sets what `default_acl` returned.
+pub fn set_default_acl(directory: BorrowedFd<'_>, value: &[u8]) -> Result<Option<Dropped>> {
+    xattr(&Target::Open(directory), DEFAULT_ACL.as_bytes(), value, Ownership::Image)
 }
 
 /// 2³²−1 is "leave it as it is" for the kernel, and what is larger would be another id.
@@ -118,7 +137,7 @@ fn xattr(target: &Target<'_>, name: &[u8], value: &[u8], ownership: Ownership) -
 fn may_have(name: &str, ownership: Ownership) -> bool {
     let overlay = name.starts_with("user.overlay.") || name.starts_with("trusted.overlay.");
     let known = name == "security.capability"
-        || matches!(name, "system.posix_acl_access" | "system.posix_acl_default")
+        || matches!(name, ACCESS_ACL | DEFAULT_ACL)
         || name.starts_with("user.")
         || name.starts_with("trusted.");
     known && !overlay && !(ownership == Ownership::SingleId && name == ROOTLESS)

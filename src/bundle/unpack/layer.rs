@@ -40,6 +40,8 @@ struct Layer<'a> {
     report: Report,
     /// Times of directories, set when nothing is put into them any more.
     times: Vec<(Inner, (i64, u32))>,
+    /// Default access control lists of directories, set then, too.
+    defaults: Vec<(Inner, Vec<u8>)>,
     /// The directory of the entry before, by the path that was written: the next is mostly there, too.
     last: Option<(PathBuf, Place)>,
     drops: usize,
@@ -54,6 +56,7 @@ pub fn unpack(pieces: &mut Pieces, root: OwnedFd, job: &Job) -> Result<Report> {
         // The root, too, until there is an entry for it.
         report: Report { implicit: [Inner::new()].into(), ..Report::default() },
         times: Vec::new(),
+        defaults: Vec::new(),
         last: None,
         drops: 0,
     };
@@ -173,6 +176,7 @@ impl Layer<'_> {
         let opened =
             tree::open_directory(place.directory.as_fd(), name).doing(|| format!("open {name:?}"))?;
         self.times.push((at.to_owned(), entry.mtime));
+        self.defaults.extend(attributes::default_acl(entry)?.map(|acl| (at.to_owned(), acl)));
         attributes::set(&Target::Open(opened.as_fd()), entry, self.ownership, false)
     }
 
@@ -285,6 +289,12 @@ impl Layer<'_> {
             let place = self.tree.directory(parent)?;
             if !self.link(&place, name, &at, &target)? {
                 self.report.links.insert(at, target);
+            }
+        }
+        for (path, acl) in std::mem::take(&mut self.defaults) {
+            if let Ok(directory) = self.tree.open(&path, OFlag::O_RDONLY | OFlag::O_DIRECTORY) {
+                let dropped = attributes::set_default_acl(directory.as_fd(), &acl)?;
+                self.note(path.as_os_str().as_bytes(), dropped.into_iter().collect());
             }
         }
         // The last entry of a directory counts, and what was replaced later isn't one any more.

@@ -65,6 +65,20 @@ pub struct Report {
     pub bytes: u64,
 }
 
+impl Report {
+    /// Where a link to a layer below leads, which may be by another such link.
+    pub fn target<'a>(&'a self, link: &'a Inner) -> Result<&'a Inner> {
+        let mut target = link;
+        for _ in 0..=self.links.len() {
+            match self.links.get(target) {
+                Some(next) => target = next,
+                None => return Ok(target),
+            }
+        }
+        Err(Error::new(format!("{}: a hard link to itself", link.display())))
+    }
+}
+
 /// A report's form between processes: paths needn't be UTF-8.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Written {

@@ -263,7 +263,7 @@ impl<R: BufRead> Archive<R> {
         long_link: Option<Vec<u8>>,
     ) -> Result<Entry> {
         let old = header.as_old();
-        let kind = kind(header.entry_type(), &path)?;
+        let kind = kind(old.linkflag[0], &path)?;
         let link = agreed("link", pax.get("linkpath").map(<[u8]>::to_vec), long_link)?
             .unwrap_or_else(|| until_nul(&old.linkname).to_vec());
         no_nul(&path)?;
@@ -402,8 +402,8 @@ fn stored_size(field: u64, pax: &Records) -> Result<u64> {
     Err(Error::new(format!("its headers disagree about its size: {field} and {size}")))
 }
 
-fn kind(kind: EntryType, path: &[u8]) -> Result<Kind> {
-    Ok(match kind.as_byte() {
+fn kind(kind: u8, path: &[u8]) -> Result<Kind> {
+    Ok(match kind {
         // V7 had no directories: a name that ends with a slash was one.
         0 if path.ends_with(b"/") => Kind::Directory,
         b'0' | 0 | b'7' | b'S' => Kind::File,
