@@ -104,7 +104,8 @@ impl Places {
         let what = || format!("file of logins {}", path.display());
         let file = match File::open(path) {
             Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound && !self.named => return Ok(None),
+            // The runtime directory may be another user's, as under sudo or in a user namespace.
+            Err(error) if !self.named && is_absence(error.kind()) => return Ok(None),
             Err(error) => return Err(Error::from(error).prefix(what())),
         };
         let mut bytes = Vec::new();
@@ -119,6 +120,10 @@ impl Places {
             Error::new(format!("isn't JSON of the right form: {}", place(error))).prefix(what())
         })
     }
+}
+
+fn is_absence(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::PermissionDenied)
 }
 
 fn in_file(content: &AuthFile, host: &str, repository: &str) -> Result<Option<Credential>> {
