@@ -19,6 +19,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::reference::{Reference, check_host, check_repository, is_loopback};
 use crate::source::{Blob, Root, Source, Wanted};
@@ -166,6 +167,10 @@ impl Source for Registry {
             Ok(Root { media_type, bytes })
         });
         root.map_err(|error| error.prefix(&self.0.reference))
+    }
+
+    fn digest(&self) -> Result<Option<Digest>> {
+        self.0.reference.digest.as_deref().map(Digest::parse).transpose()
     }
 
     fn blob(&self, wanted: &Wanted) -> Result<Blob> {

@@ -212,6 +212,18 @@ fn a_manifest_by_its_digest_is_elsewhere_than_a_blob() {
     assert_eq!(server.lines(), [manifest, blob]);
 }
 
+#[test]
+fn the_digest_of_a_name_is_what_its_manifest_must_have() {
+    let server = Server::start(|_| reply(200, "something else"));
+    assert!(server.registry().digest().unwrap().is_none());
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let reference = Reference::parse(&format!("{}/x:t@{digest}", server.host())).unwrap();
+    let registry = Registry::open(&reference, &Options::default()).unwrap();
+    assert_eq!(registry.digest().unwrap().unwrap().to_string(), digest);
+    registry.root(100).unwrap();
+    assert_eq!(server.lines(), [format!("GET /v2/x/manifests/{digest}")]);
+}
+
 /// A registry that wants a token which a service on another port has.
 fn with_tokens() -> (Server, Server) {
     let tokens = Server::start(|_| reply(200, r#"{"token": "t0ken", "expires_in": 300}"#));
