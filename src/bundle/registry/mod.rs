@@ -67,7 +67,8 @@ impl Default for Options {
     }
 }
 
-/// A registry that has the images of another one.
+/// A registry that has the images of another one. What a tag means is what it says; who doesn't trust it
+/// with that names a digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mirror {
     /// Of which one.
@@ -170,7 +171,7 @@ impl Source for Registry {
     }
 
     fn digest(&self) -> Result<Option<Digest>> {
-        self.0.reference.digest.as_deref().map(Digest::parse).transpose()
+        Ok(self.0.reference.digest.clone())
     }
 
     fn blob(&self, wanted: &Wanted) -> Result<Blob> {
