@@ -83,11 +83,11 @@ impl<R: BufRead> Archive<R> {
     pub fn next(&mut self) -> Result<Option<Entry>> {
         self.skip(self.data)?;
         self.data = 0;
-        self.skip(self.padding)?;
-        self.padding = 0;
+        let ended = self.skip_padding()?;
         let mut before = Before::default();
         loop {
-            let Some(header) = self.header()? else {
+            let header = if ended { None } else { self.header()? };
+            let Some(header) = header else {
                 if before.pax.is_some() || before.long_path.is_some() || before.long_link.is_some() {
                     return Err(Error::new("an extended header has no entry after it"));
                 }
@@ -202,6 +202,21 @@ impl<R: BufRead> Archive<R> {
             filled += length;
         }
         Ok(true)
+    }
+
+    /// What fills up the last block of the entry before. Some writers leave it out at the end of the
+    /// archive: then this is its end.
+    fn skip_padding(&mut self) -> Result<bool> {
+        let mut padding = std::mem::take(&mut self.padding) as usize;
+        while padding > 0 {
+            let length = self.input.fill_buf()?.len().min(padding);
+            if length == 0 {
+                return Ok(true);
+            }
+            self.input.consume(length);
+            padding -= length;
+        }
+        Ok(false)
     }
 
     fn skip(&mut self, mut length: u64) -> Result<()> {
