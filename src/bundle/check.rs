@@ -5,6 +5,7 @@ use crate::compare::compare;
 use crate::convert;
 use crate::error::{Context, Error, Result, escape};
 use crate::fill::Fill;
+use crate::layers::Budget;
 use crate::make::{beside, open_store, origin};
 use crate::overlay::Overlay;
 use crate::progress::Progress;
@@ -43,7 +44,14 @@ pub fn verify(
         (Some(image), Some(source), _) => {
             let limits = &arguments.limits;
             let path = staging.path.join("rootfs");
-            let fill = Fill { source, image, ownership: ids.ownership, limits, progress };
+            let fill = Fill {
+                source,
+                image,
+                ownership: ids.ownership,
+                limits,
+                budget: Budget::new(limits.size),
+                progress,
+            };
             fill.in_place(&path, &staging.path.join("layers"))?;
             path
         }

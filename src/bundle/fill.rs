@@ -3,7 +3,7 @@
 use crate::digest::Digest;
 use crate::error::{Context, Error, Result};
 use crate::image::{Image, Layer};
-use crate::layers;
+use crate::layers::{self, Budget};
 use crate::limits::Limits;
 use crate::merge;
 use crate::progress::Progress;
@@ -35,6 +35,7 @@ pub struct Fill<'a> {
     pub image: &'a Image,
     pub ownership: Ownership,
     pub limits: &'a Limits,
+    pub budget: Budget,
     pub progress: &'a Progress,
 }
 
@@ -216,7 +217,8 @@ impl Fill<'_> {
 
     fn unpack(&self, layer: &Layer, path: &Path) -> Result<Report> {
         let bar = self.progress.layer(layer);
-        let report = layers::unpack(self.source, layer, path, self.ownership, self.limits, &bar)?;
+        let report =
+            layers::unpack(self.source, layer, path, self.ownership, self.limits, &self.budget, &bar)?;
         for dropped in &report.dropped {
             self.progress.warn(&format!("{layer}: left out: {dropped}"));
         }

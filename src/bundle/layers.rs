@@ -2,7 +2,7 @@
 
 use crate::error::{Context, Error, Result};
 use crate::image::Layer;
-use crate::limits::Limits;
+use crate::limits::{Limits, check};
 use crate::progress::Bar;
 use crate::source::{Blob, Source};
 use crate::unpack::attributes::Ownership;
@@ -10,6 +10,7 @@ use crate::unpack::{self, Job, Report, Said};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// More at a time need more memory than they save time.
 const MOST: usize = 4;
@@ -19,6 +20,24 @@ pub fn workers(layers: usize) -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).clamp(1, MOST).min(layers)
 }
 
+/// What all layers of an image may unpack to together.
+pub struct Budget {
+    used: AtomicU64,
+    most: u64,
+}
+
+impl Budget {
+    /// Nothing is used yet.
+    pub fn new(most: u64) -> Self {
+        Budget { used: AtomicU64::new(0), most }
+    }
+
+    fn take(&self, bytes: u64) -> Result<()> {
+        let used = self.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        check("bytes unpacked, with the other layers", used, self.most, "--max-size")
+    }
+}
+
 /// Fetches a layer and unpacks it to an empty directory.
 pub fn unpack(
     source: &dyn Source,
@@ -26,6 +45,7 @@ pub fn unpack(
     directory: &Path,
     ownership: Ownership,
     limits: &Limits,
+    budget: &Budget,
     bar: &Bar,
 ) -> Result<Report> {
     let job = Job {
@@ -40,7 +60,7 @@ pub fn unpack(
     match source.blob(&layer.wanted)? {
         Blob::File(file) => {
             let child = start(&job, directory, file.into())?;
-            wait(child, bar)
+            wait(child, budget, bar)
         }
         Blob::Stream(mut stream) => {
             let job = Job { whole: true, ..job };
@@ -50,7 +70,7 @@ pub fn unpack(
             };
             std::thread::scope(|scope| {
                 let feeder = scope.spawn(move || feed(&mut *stream, &mut to));
-                let unpacked = wait(child, bar);
+                let unpacked = wait(child, budget, bar);
                 match (feeder.join(), unpacked) {
                     // What ended the stream explains what the unpacker says.
                     (Ok(Err(error)), Err(_)) => Err(error),
@@ -89,12 +109,20 @@ fn start(job: &Job, directory: &Path, input: Stdio) -> Result<Child> {
 }
 
 /// Listens to an unpacker until it ends.
-fn wait(mut child: Child, bar: &Bar) -> Result<Report> {
-    let mut result = None;
+fn wait(mut child: Child, budget: &Budget, bar: &Bar) -> Result<Report> {
+    let (mut result, mut before) = (None, 0);
     if let Some(output) = child.stdout.take() {
         for line in BufReader::new(output).lines() {
             match unpack::said(&line?) {
-                Ok(Said::Read(bytes)) => bar.at(bytes),
+                Ok(Said::Read(blob, archive)) => {
+                    bar.at(blob);
+                    if let Err(error) = budget.take(archive - before) {
+                        child.kill()?;
+                        result = Some(Err(error));
+                        break;
+                    }
+                    before = archive;
+                }
                 Ok(Said::Unpacked(report)) => result = Some(Ok(report)),
                 Err(error) => result = Some(Err(error)),
             }

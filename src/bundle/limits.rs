@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Limits")]
 pub struct Limits {
-    /// bytes that a layer may unpack to, and that a file may have
+    /// bytes that all layers may unpack to, and that a file may have
     #[arg(long = "max-size", value_name = "BYTES", default_value = "64g", value_parser = bytes)]
     pub size: u64,
     /// how many times its compressed size a layer may have (counted from 64 MiB)
@@ -32,6 +32,9 @@ pub struct Limits {
     /// layers of an image
     #[arg(long = "max-layers", value_name = "N", default_value_t = 500)]
     pub layers: usize,
+    /// bytes of paths that are kept in mind while a layer is unpacked
+    #[arg(long = "max-paths", value_name = "BYTES", default_value = "32m", value_parser = bytes)]
+    pub paths: u64,
     /// extended attributes, and extended headers, of an entry together
     #[arg(long = "max-headers", value_name = "BYTES", default_value = "1m", value_parser = bytes)]
     pub headers: u64,

@@ -6,6 +6,7 @@ use crate::digest::Digest;
 use crate::error::{Context, Error, Result, escape};
 use crate::fill::{Done, Fill, NO_TIME};
 use crate::image::Image;
+use crate::layers::Budget;
 use crate::merge::{Copy, Copying};
 use crate::overlay::Overlay;
 use crate::progress::Progress;
@@ -187,6 +188,7 @@ impl Made<'_> {
             image,
             ownership: self.ids.ownership,
             limits: &self.arguments.limits,
+            budget: Budget::new(self.arguments.limits.size),
             progress: self.progress,
         };
         let store = match way {

@@ -14,12 +14,19 @@ use std::path::{Component, Path, PathBuf};
 /// As many links as the kernel follows in one path.
 const MOST_LINKS: usize = 40;
 
+/// What the kernel takes (limits.h).
+const PATH_MAX: usize = 4096;
+const NAME_MAX: usize = 255;
+
 /// A path from the tree's root: without links, without `.` and `..`, without a slash at its beginning.
 pub type Inner = PathBuf;
 
 /// A name from an archive as a path from the root. Whatever leads upwards is refused rather than
 /// interpreted: to what, depends on the links on the way.
 pub fn inner(name: &[u8]) -> Result<Inner> {
+    if name.len() >= PATH_MAX || name.split(|byte| *byte == b'/').any(|part| part.len() > NAME_MAX) {
+        return Err(Errno::ENAMETOOLONG.into());
+    }
     let mut path = PathBuf::new();
     for component in Path::new(OsStr::from_bytes(name)).components() {
         match component {

@@ -1,9 +1,9 @@
 //! The entries of a layer, made in an empty directory (image-spec layer.md).
 
 use super::attributes::{self, Dropped, Ownership, Target};
-use super::stream::{Pieces, READ};
+use super::stream::Pieces;
 use super::tar::{Archive, Entry, Kind};
-use super::{Job, Line, Report, say};
+use super::{Job, Report, progress, say};
 use crate::error::{Context, Error, Result, escape};
 use crate::limits::{Limits, check};
 use crate::tree::{self, Inner, Place, Tree};
@@ -16,7 +16,6 @@ use std::io::BufRead;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// What marks something as removed (layer.md, "Whiteouts").
@@ -45,6 +44,8 @@ struct Layer<'a> {
     /// The directory of the entry before, by the path that was written: the next is mostly there, too.
     last: Option<(PathBuf, Place)>,
     drops: usize,
+    /// Bytes of paths that are in the report, or for the end.
+    paths: u64,
 }
 
 /// Makes the archive's entries below `root`.
@@ -59,6 +60,7 @@ pub fn unpack(pieces: &mut Pieces, root: OwnedFd, job: &Job) -> Result<Report> {
         defaults: Vec::new(),
         last: None,
         drops: 0,
+        paths: 0,
     };
     let mut archive = Archive::new(pieces, job.limits.headers);
     let mut told = Instant::now();
@@ -68,7 +70,7 @@ pub fn unpack(pieces: &mut Pieces, root: OwnedFd, job: &Job) -> Result<Report> {
         let dropped = layer.entry(&entry, &mut archive).map_err(|error| error.prefix(shown(&entry.path)))?;
         layer.note(&entry.path, dropped);
         if told.elapsed() > OFTEN {
-            say(&Line::Read(READ.load(Ordering::Relaxed)))?;
+            say(&progress())?;
             told = Instant::now();
         }
     }
@@ -125,8 +127,17 @@ impl Layer<'_> {
             return Ok(place);
         }
         let mut place = self.tree.directory(parent)?;
-        self.report.implicit.extend(std::mem::take(&mut place.made));
+        for path in std::mem::take(&mut place.made) {
+            self.keep(&path)?;
+            self.report.implicit.insert(path);
+        }
         Ok(place)
+    }
+
+    /// Counts a path that is kept in mind.
+    fn keep(&mut self, path: &Path) -> Result<()> {
+        self.paths += path.as_os_str().len() as u64 + 64;
+        check("bytes of paths to keep in mind", self.paths, self.limits.paths, "--max-paths")
     }
 
     /// The layer's own root has attributes, too.
@@ -141,6 +152,8 @@ impl Layer<'_> {
     }
 
     fn whiteout(&mut self, parent: &Path, name: &OsStr, hidden: &[u8]) -> Result<Vec<Dropped>> {
+        self.keep(parent)?;
+        self.keep(Path::new(name))?;
         if name.as_bytes() == OPAQUE {
             self.report.opaque.insert(parent.to_owned());
         } else if name.as_bytes().starts_with(AUFS) {
@@ -175,6 +188,7 @@ impl Layer<'_> {
         self.report.implicit.remove(at);
         let opened =
             tree::open_directory(place.directory.as_fd(), name).doing(|| format!("open {name:?}"))?;
+        self.keep(at)?;
         self.times.push((at.to_owned(), entry.mtime));
         self.defaults.extend(attributes::default_acl(entry)?.map(|acl| (at.to_owned(), acl)));
         attributes::set(&Target::Open(opened.as_fd()), entry, self.ownership, false)
@@ -213,6 +227,8 @@ impl Layer<'_> {
         let target = tree::inner(&entry.link).doing(|| format!("link to {:?}", shown(&entry.link)))?;
         if !self.link(place, name, at, &target)? {
             self.make_room(place, name)?;
+            self.keep(at)?;
+            self.keep(&target)?;
             self.report.links.insert(at.to_owned(), target);
         }
         Ok(Vec::new())

@@ -25,7 +25,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::atomic::Ordering;
 use stream::Compression;
 
 /// The option that makes this program an unpacker; its argument is a job.
@@ -79,41 +80,72 @@ impl Report {
     }
 }
 
-/// A report's form between processes: paths needn't be UTF-8.
+/// A report's form between processes: paths needn't be UTF-8, so other bytes are written as `%ff`.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Written {
-    implicit: Vec<OsString>,
-    links: Vec<(OsString, OsString)>,
-    whiteouts: Vec<OsString>,
-    opaque: Vec<OsString>,
+    implicit: Vec<String>,
+    links: Vec<(String, String)>,
+    whiteouts: Vec<String>,
+    opaque: Vec<String>,
     dropped: Vec<String>,
     entries: u64,
     bytes: u64,
+}
+
+fn written(path: &Inner) -> String {
+    let byte = |byte: &u8| match byte {
+        b'%' | 0x80.. => format!("%{byte:02x}"),
+        byte => char::from(*byte).to_string(),
+    };
+    path.as_os_str().as_bytes().iter().map(byte).collect()
+}
+
+fn read(text: &str) -> Inner {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let escaped = (*first == b'%').then(|| text.get(text.len() - after.len()..)?.get(..2)).flatten();
+        match escaped.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    OsString::from_vec(bytes).into()
 }
 
 /// What an unpacker says, a line each.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Line {
-    Read(u64),
+    /// Of the blob, and of what it became.
+    Read(u64, u64),
     Unpacked(Written),
-    Failed { what: String, hint: Option<String> },
+    Failed {
+        what: String,
+        hint: Option<String>,
+    },
 }
 
 /// What comes from an unpacker.
 pub enum Said {
-    /// Bytes of the blob so far.
-    Read(u64),
+    /// Bytes of the blob so far, and of the archive in it.
+    Read(u64, u64),
     /// It is done.
     Unpacked(Report),
 }
 
 impl From<Report> for Written {
     fn from(report: Report) -> Self {
-        let paths = |paths: BTreeSet<Inner>| paths.into_iter().map(PathBuf::into_os_string).collect();
+        let paths = |paths: BTreeSet<Inner>| paths.iter().map(written).collect();
         Written {
             implicit: paths(report.implicit),
-            links: report.links.into_iter().map(|(path, to)| (path.into(), to.into())).collect(),
+            links: report.links.iter().map(|(path, to)| (written(path), written(to))).collect(),
             whiteouts: paths(report.whiteouts),
             opaque: paths(report.opaque),
             dropped: report.dropped,
@@ -125,10 +157,10 @@ impl From<Report> for Written {
 
 impl From<Written> for Report {
     fn from(written: Written) -> Self {
-        let paths = |paths: Vec<OsString>| paths.into_iter().map(PathBuf::from).collect();
+        let paths = |paths: Vec<String>| paths.iter().map(|path| read(path)).collect();
         Report {
             implicit: paths(written.implicit),
-            links: written.links.into_iter().map(|(path, to)| (path.into(), to.into())).collect(),
+            links: written.links.iter().map(|(path, to)| (read(path), read(to))).collect(),
             whiteouts: paths(written.whiteouts),
             opaque: paths(written.opaque),
             dropped: written.dropped,
@@ -141,7 +173,7 @@ impl From<Written> for Report {
 /// Understands a line of an unpacker's.
 pub fn said(line: &str) -> Result<Said> {
     match serde_json::from_str(line) {
-        Ok(Line::Read(bytes)) => Ok(Said::Read(bytes)),
+        Ok(Line::Read(blob, archive)) => Ok(Said::Read(blob, archive)),
         Ok(Line::Unpacked(written)) => Ok(Said::Unpacked(written.into())),
         Ok(Line::Failed { what, hint: None }) => Err(Error::new(what)),
         Ok(Line::Failed { what, hint: Some(hint) }) => Err(Error::new(what).hint(hint)),
@@ -154,6 +186,10 @@ pub fn run(job: &str) -> i32 {
     let result = serde_json::from_str(job)
         .map_err(|error| Error::new(format!("its job can't be understood: {error}")))
         .and_then(|job: Job| unpack(&job));
+    // The last of these counts for the limit on all layers together.
+    if say(&progress()).is_err() {
+        return 1;
+    }
     let (line, status) = match result {
         Ok(report) => (Line::Unpacked(report.into()), 0),
         Err(error) => {
@@ -162,6 +198,10 @@ pub fn run(job: &str) -> i32 {
         }
     };
     if say(&line).is_err() { 1 } else { status }
+}
+
+fn progress() -> Line {
+    Line::Read(stream::READ.load(Ordering::Relaxed), stream::UNPACKED.load(Ordering::Relaxed))
 }
 
 fn say(line: &Line) -> Result<()> {
@@ -187,4 +227,17 @@ fn unpack(job: &Job) -> Result<Report> {
         drop(pieces);
         result
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_are_no_text_get_through() {
+        for bytes in [&b"a/b c"[..], b"100%", b"%41", b"\xff\xc3(\n", "\u{e9}".as_bytes()] {
+            let path = Inner::from(OsString::from_vec(bytes.to_vec()));
+            assert_eq!(read(&written(&path)), path, "{bytes:?}");
+        }
+    }
 }

@@ -1,10 +1,16 @@
 //! Records of PAX extended headers (pax(1), "pax Extended Header").
 
 use crate::error::{Error, Result};
+use std::collections::BTreeMap;
 
-/// Records in their order.
+/// Records by their keys; those of lists in their order.
 #[derive(Debug, Default)]
-pub struct Records(Vec<(Vec<u8>, Vec<u8>)>);
+pub struct Records {
+    values: BTreeMap<Vec<u8>, Vec<u8>>,
+    lists: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Bytes of all, for a limit.
+    size: u64,
+}
 
 /// These may be repeated: they are a list.
 const LISTS: [&[u8]; 2] = [b"GNU.sparse.offset", b"GNU.sparse.numbytes"];
@@ -26,44 +32,45 @@ impl Records {
             if key.is_empty() {
                 return Err(wrong());
             }
-            if !LISTS.contains(&key) && records.raw(key).is_some_and(|before| before != value) {
-                let key = String::from_utf8_lossy(key);
-                return Err(Error::new(format!(
-                    "its extended header has {key:?} twice, with different values"
-                )));
+            records.size += length as u64;
+            let (key, value) = (key.to_vec(), value.to_vec());
+            if LISTS.contains(&&key[..]) {
+                records.lists.push((key, value));
+                text = &text[length..];
+                continue;
             }
-            records.0.push((key.to_vec(), value.to_vec()));
+            match records.values.get(&key) {
+                Some(before) if *before != value => {
+                    let key = String::from_utf8_lossy(&key);
+                    return Err(Error::new(format!(
+                        "its extended header has {key:?} twice, with different values"
+                    )));
+                }
+                _ => drop(records.values.insert(key, value)),
+            }
             text = &text[length..];
         }
         Ok(records)
     }
 
-    fn raw(&self, key: &[u8]) -> Option<&[u8]> {
-        self.0.iter().rev().find(|(name, _)| name == key).map(|(_, value)| &value[..])
-    }
-
-    /// A record's value. An empty one takes back what a global header says; there is nothing to tell
-    /// it from a missing one by.
+    /// A record's value; an empty one says nothing.
     pub fn get(&self, key: &str) -> Option<&[u8]> {
-        self.raw(key.as_bytes()).filter(|value| !value.is_empty())
+        self.values.get(key.as_bytes()).map(Vec::as_slice).filter(|value| !value.is_empty())
     }
 
-    /// All records of a list, in order.
-    pub fn all<'a>(&'a self, keys: &'a [&str]) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
-        self.0
-            .iter()
-            .filter(|(name, _)| keys.iter().any(|key| key.as_bytes() == name))
-            .map(|(name, value)| (&name[..], &value[..]))
+    /// The records of lists, in their order.
+    pub fn lists(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.lists.iter().map(|(key, value)| (&key[..], &value[..]))
     }
 
-    /// The entry's path: that of a sparse file is elsewhere, so that other readers see that it is one.
-    pub fn path(&self) -> Option<&[u8]> {
-        self.get("GNU.sparse.name").or_else(|| self.get("path"))
+    /// Bytes of all records.
+    pub fn size(&self) -> u64 {
+        self.size
     }
 
     /// Extended attributes.
     pub fn xattrs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.0.iter().filter_map(|(name, value)| Some((name.strip_prefix(XATTR)?, &value[..])))
+        self.values.iter().filter_map(|(name, value)| Some((name.strip_prefix(XATTR)?, &value[..])))
     }
 
     /// What is true of all entries that follow can't be their names or sizes.
@@ -73,9 +80,9 @@ impl Records {
                 || key.starts_with(b"GNU.sparse")
                 || key.starts_with(XATTR)
         };
-        match self.0.iter().find(|(key, _)| of_one(key)) {
+        match self.values.keys().chain(self.lists.iter().map(|(key, _)| key)).find(|key| of_one(key)) {
             None => Ok(()),
-            Some((key, _)) => {
+            Some(key) => {
                 let key = String::from_utf8_lossy(key);
                 Err(Error::new(format!("a global header has {key:?}, which is a single entry's")))
             }
@@ -84,10 +91,8 @@ impl Records {
 
     /// Adds records, which count before those that were there.
     pub fn extend(&mut self, records: Records) {
-        for (key, value) in records.0 {
-            self.0.retain(|(before, _)| *before != key);
-            self.0.push((key, value));
-        }
+        self.values.extend(records.values);
+        self.size += records.size;
     }
 }
 
@@ -127,7 +132,7 @@ mod tests {
     #[test]
     fn records_are_read_strictly() {
         let records = Records::parse(b"12 path=abc\n21 SCHILY.xattr.u=a\n\n").expect("they are right");
-        assert_eq!(records.path(), Some(&b"abc"[..]));
+        assert_eq!(records.get("path"), Some(&b"abc"[..]));
         assert_eq!(records.xattrs().collect::<Vec<_>>(), [(&b"u"[..], &b"a\n"[..])]);
         for bad in [
             &b"12 path=abc"[..],

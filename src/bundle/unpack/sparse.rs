@@ -48,7 +48,7 @@ pub fn records(pax: &Records) -> Result<Vec<Extent>> {
         Some(map) => map.split(|byte| *byte == b',').map(decimal).collect::<Result<_>>()?,
         None => {
             let mut numbers = Vec::new();
-            for (key, value) in pax.all(&["GNU.sparse.offset", "GNU.sparse.numbytes"]) {
+            for (key, value) in pax.lists() {
                 if key.ends_with(b"offset") != numbers.len().is_multiple_of(2) {
                     return Err(Error::new("the records of a sparse file are out of order"));
                 }

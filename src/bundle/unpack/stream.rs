@@ -34,6 +34,9 @@ const PIECES: usize = 6;
 /// How much of the blob was read, for the progress.
 pub static READ: AtomicU64 = AtomicU64::new(0);
 
+/// How much that became.
+pub static UNPACKED: AtomicU64 = AtomicU64::new(0);
+
 type Piece = std::result::Result<Vec<u8>, Error>;
 
 /// The archive's bytes, for its reader.
@@ -145,14 +148,18 @@ pub fn send(input: impl Read, job: &Job, sender: &Sender) {
     // What the blob isn't explains what can't be read in it.
     let result = match (unpacked, verified) {
         (Err(Stopped::Gone), _) => return,
-        (_, Err(error)) | (Err(Stopped::Failed(error)), Ok(())) => Err(error),
-        (Ok(found), Ok(())) => job.diff_id.check(&found).doing(|| "its content (diffID)".into()),
+        (_, Err(error)) | (Err(Stopped::Failed(error)), Ok(_)) => Err(error),
+        (Ok(_), Ok(rest)) if rest > 0 => {
+            Err(Error::new(format!("{rest} bytes come after what is compressed")))
+        }
+        (Ok(found), Ok(_)) => job.diff_id.check(&found).doing(|| "its content (diffID)".into()),
     };
     let _ = sender.to.send(result.map(|()| Vec::new()));
 }
 
-/// Reads what is left of the blob, and compares the whole with what it must be.
-fn verify(blob: &mut Blob<impl Read>, job: &Job) -> Result<()> {
+/// Reads what is left of the blob, and compares the whole with what it must be. Returns how much was
+/// left.
+fn verify(blob: &mut Blob<impl Read>, job: &Job) -> Result<u64> {
     let rest = io::copy(blob, &mut io::sink())?;
     if blob.left.is_some() && job.whole && blob.input.read(&mut [0])? != 0 {
         return Err(Error::new(format!("it is longer than its size, {} bytes", blob.read)));
@@ -160,10 +167,7 @@ fn verify(blob: &mut Blob<impl Read>, job: &Job) -> Result<()> {
     if let (Some(digest), Some(hasher)) = (&job.digest, blob.hasher.take()) {
         digest.check(&hasher.finish())?;
     }
-    match (rest, job.size) {
-        (0, _) | (_, None) => Ok(()),
-        _ => Err(Error::new(format!("{rest} bytes come after what is compressed"))),
-    }
+    Ok(rest)
 }
 
 enum Stopped {
@@ -245,6 +249,7 @@ fn forward(
         piece.truncate(filled);
         hasher.update(&piece);
         total += filled as u64;
+        UNPACKED.store(total, Ordering::Relaxed);
         check("bytes unpacked", total, job.limits.size, "--max-size")?;
         let ratio = total / READ.load(Ordering::Relaxed).max(1);
         if total > RATIO_FROM {

@@ -105,6 +105,8 @@ impl<R: BufRead> Archive<R> {
                     let records = Records::parse(&self.body(&header, &mut before.size)?)?;
                     records.check_global()?;
                     self.global.extend(records);
+                    let size = self.global.size();
+                    crate::limits::check("bytes of global headers", size, self.most, "--max-headers")?;
                 }
                 b'L' => {
                     let name = self.long_name(&header, &mut before)?;
@@ -264,8 +266,16 @@ impl<R: BufRead> Archive<R> {
     /// Puts together what the headers say.
     fn entry(&mut self, header: &Header, before: Before) -> Result<Entry> {
         let pax = before.pax.unwrap_or_default();
-        let path = agreed("path", pax.path().map(<[u8]>::to_vec), before.long_path)?
-            .unwrap_or_else(|| header.path_bytes().into_owned());
+        // The path of a sparse file is elsewhere, so that other readers see that it is one.
+        let sparse = if sparse::version(&pax)?.is_some() { pax.get("GNU.sparse.name") } else { None };
+        let path = match sparse {
+            Some(name) => name.to_vec(),
+            None => agreed("path", pax.get("path").map(<[u8]>::to_vec), before.long_path)?
+                .unwrap_or_else(|| header.path_bytes().into_owned()),
+        };
+        if path.is_empty() {
+            return Err(Error::new("an entry without a name"));
+        }
         self.put_together(header, &pax, path.clone(), before.long_link)
             .map_err(|error| error.prefix(escape(&String::from_utf8_lossy(&path))))
     }
