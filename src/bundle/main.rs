@@ -90,7 +90,7 @@ fn status(result: Result<(String, bool)>) -> ExitCode {
 
 /// Does what the command line says. In this order because the first two want a single thread.
 fn run(arguments: &Arguments) -> Result<(String, bool)> {
-    let ids = rootless::enter()?;
+    let ids = rootless::enter(arguments.changes.rootless)?;
     staging::clean_up_on_signals()?;
     raise_descriptors();
     // Modes are the image's, not the caller's to take from.

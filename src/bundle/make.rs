@@ -127,7 +127,7 @@ fn place(directory: &Path) -> Result<(PathBuf, std::ffi::OsString)> {
 pub fn open_store(arguments: &Arguments, ids: &Ids) -> Result<Store> {
     let path = match &arguments.keeping.store {
         Some(path) => path.clone(),
-        None => store::default_path()?,
+        None => store::default_path(ids)?,
     };
     Store::open(&path, ids)
 }
@@ -295,7 +295,7 @@ fn dry_run(arguments: &Arguments, ids: &Ids, image: Option<&Image>, to: &Path) -
     };
     let uses_store = arguments.keeping.overlay || arguments.keeping.copy.is_some();
     // Opening a store makes it; one that isn't there has nothing.
-    let path = arguments.keeping.store.clone().map_or_else(store::default_path, Ok)?;
+    let path = arguments.keeping.store.clone().map_or_else(|| store::default_path(ids), Ok)?;
     let store = (uses_store && path.exists()).then(|| open_store(arguments, ids)).transpose()?;
     let mut lines = Vec::new();
     let mut layers = Vec::new();

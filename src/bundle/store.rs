@@ -62,8 +62,9 @@ pub struct Entry {
 }
 
 /// The store of whoever runs this.
-pub fn default_path() -> Result<PathBuf> {
-    if nix::unistd::geteuid().is_root() {
+pub fn default_path(ids: &Ids) -> Result<PathBuf> {
+    // In a user namespace everybody is root.
+    if ids.maps.is_none() {
         return Ok("/var/lib/damda/store".into());
     }
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());

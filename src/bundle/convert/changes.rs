@@ -62,7 +62,7 @@ pub struct Changes {
     /// none: one with nothing but lo; host: the host's; or that of a file, such as /run/netns/NAME
     #[arg(long, value_name = "host|none|PATH", default_value = "none")]
     pub network: Network,
-    /// for an ordinary user: in a user namespace
+    /// as for an ordinary user, also for root: in a user namespace with his subordinate ids
     #[arg(long)]
     pub rootless: bool,
 }

@@ -3,7 +3,7 @@
 use super::changes::{Changes, ImageVolume, Network, destination_within};
 use super::rootfs;
 use super::spec::Mount;
-use super::user::{Mappings, inside, is_mapped};
+use super::user::{Mappings, is_mapped};
 use crate::error::{Context, Error, Result};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -114,13 +114,12 @@ fn image_volume(volume: &str, rootfs: BorrowedFd<'_>, mappings: Option<&Mappings
     match rootfs::directory(rootfs, volume)? {
         None => options.push("mode=755".into()),
         Some(stat) => {
-            let ids = |mappings: &Mappings| {
-                (inside(&mappings.uids, stat.st_uid), inside(&mappings.gids, stat.st_gid))
-            };
-            let (uid, gid) = mappings.map_or((Some(stat.st_uid), Some(stat.st_gid)), ids);
+            // In the container's user namespace, or one like it, as this process is.
+            let uid = mappings.is_none_or(|mappings| is_mapped(&mappings.uids, stat.st_uid));
+            let gid = mappings.is_none_or(|mappings| is_mapped(&mappings.gids, stat.st_gid));
             options.push(format!("mode={:o}", stat.st_mode & 0o7777));
-            options.extend(uid.map(|uid| format!("uid={uid}")));
-            options.extend(gid.map(|gid| format!("gid={gid}")));
+            options.extend(uid.then(|| format!("uid={}", stat.st_uid)));
+            options.extend(gid.then(|| format!("gid={}", stat.st_gid)));
         }
     }
     Ok(Mount { destination: volume.into(), kind: "tmpfs".into(), source: "tmpfs".into(), options })

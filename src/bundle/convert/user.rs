@@ -34,14 +34,6 @@ pub fn is_mapped(ranges: &[IdMapping], id: u32) -> bool {
     ranges.iter().any(|range| id.checked_sub(range.container_id).is_some_and(|offset| offset < range.size))
 }
 
-/// What an id of the host is in the container.
-pub fn inside(ranges: &[IdMapping], host_id: u32) -> Option<u32> {
-    ranges.iter().find_map(|range| {
-        let offset = host_id.checked_sub(range.host_id).filter(|&offset| offset < range.size)?;
-        range.container_id.checked_add(offset)
-    })
-}
-
 /// An entry of /etc/passwd has seven.
 const MOST_FIELDS: usize = 8;
 
@@ -331,7 +323,5 @@ mod tests {
         let mut root = user(0, 0, vec![0, 1, 2]);
         assert_eq!(root.map(&single), Ok(()));
         assert_eq!(root.additional_gids, [0; 0]);
-        assert_eq!(inside(&subordinate.uids, 100_998), Some(999));
-        assert_eq!(inside(&subordinate.uids, 999), None);
     }
 }
