@@ -12,6 +12,7 @@ mod compare;
 #[cfg(test)]
 mod documents;
 mod harness;
+mod image;
 mod inside;
 mod leaks;
 mod machine;

@@ -1,6 +1,9 @@
 //! The tests, by what they are about.
 
 mod apparmor;
+mod bundle_entries;
+mod bundle_unpack;
+mod bundle_world;
 mod cgroup_paths;
 mod cgroups;
 mod checkpoint;
@@ -62,6 +65,8 @@ pub fn all() -> Vec<Test> {
         rootless::TESTS,
         systemd::TESTS,
         security::TESTS,
+        bundle_unpack::TESTS,
+        bundle_entries::TESTS,
     ]
     .concat()
 }
