@@ -29,6 +29,8 @@ pub fn needs_command(case: &Case) -> Verdict {
 /// A directory in which OUT is made, with neighbours that nobody may touch.
 pub struct World<'a> {
     pub case: &'a Case<'a>,
+    /// For images and stores, outside of what is watched.
+    pub directory: PathBuf,
     /// The parent of OUT.
     pub place: PathBuf,
     /// What attacks are to reach.
@@ -40,7 +42,9 @@ pub struct World<'a> {
 impl<'a> World<'a> {
     pub fn new(case: &'a Case<'a>) -> Verdict<Self> {
         needs_command(case)?;
-        let place = case.directory.join("place");
+        let number = (0..).find(|number| !case.directory.join(format!("world-{number}")).exists());
+        let directory = case.directory.join(format!("world-{}", number.unwrap_or(0)));
+        let place = directory.join("place");
         let prize = place.join("prize");
         fs::create_dir_all(prize.join("directory"))?;
         fs::write(prize.join("file"), "untouched")?;
@@ -49,7 +53,7 @@ impl<'a> World<'a> {
         symlink("file", prize.join("link"))?;
         rustix::fs::setxattr(prize.join("file"), "user.prize", b"1", rustix::fs::XattrFlags::empty())?;
         let before = snapshot(&place)?;
-        Ok(World { case, place, prize, before, images: Cell::new(0) })
+        Ok(World { case, directory, place, prize, before, images: Cell::new(0) })
     }
 
     pub fn out(&self) -> PathBuf {
@@ -63,7 +67,7 @@ impl<'a> World<'a> {
     /// A path for a new image, outside of the place that is watched.
     pub fn image_path(&self) -> PathBuf {
         let number = self.images.replace(self.images.get() + 1);
-        self.case.directory.join(format!("image-{number}"))
+        self.directory.join(format!("image-{number}"))
     }
 
     /// Writes the layout, and returns how the command line names it.
@@ -225,7 +229,7 @@ fn look_one_way(
     source: &str,
     check: &(impl Fn(&Tree) -> Verdict + Sync),
 ) -> Verdict {
-    let store = world.case.directory.join("store");
+    let store = world.directory.join("store");
     let options: &[&str] = match way {
         Way::Directly => &[],
         Way::Copied => &["--store", text(&store), "--copy"],

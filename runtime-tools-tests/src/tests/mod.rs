@@ -2,6 +2,8 @@
 
 mod apparmor;
 mod bundle_entries;
+mod bundle_hostile;
+mod bundle_hostile_tar;
 mod bundle_unpack;
 mod bundle_world;
 mod cgroup_paths;
@@ -67,6 +69,8 @@ pub fn all() -> Vec<Test> {
         security::TESTS,
         bundle_unpack::TESTS,
         bundle_entries::TESTS,
+        bundle_hostile::TESTS,
+        bundle_hostile_tar::TESTS,
     ]
     .concat()
 }
