@@ -337,7 +337,8 @@ fn attributes_through_links(case: &Case) -> Verdict {
             .collect()
     };
     let lower = links(&|link, target| Entry::symlink(link, target));
-    let seconds: [&dyn Fn(&str, &str) -> Entry; 8] = [
+    type Second<'a> = &'a dyn Fn(&str, &str) -> Entry;
+    let seconds: [Second; 8] = [
         &|link, target| Entry::symlink(link, target),
         &|link, _| Entry::directory(format!("{link}/")),
         &|link, _| Entry::directory(link),
@@ -366,7 +367,7 @@ fn attributes_through_hard_links(case: &Case) -> Verdict {
         Entry::hard_link("again", "hard"),
         Entry::file("hard", "x").xattr("user.x", "1"),
     ] {
-        world.contains(&image(&[&[&link[..], &[second.clone()]].concat()]))?;
+        world.contains(&image(&[&[&link[..], std::slice::from_ref(&second)].concat()]))?;
         world.contains(&image(&[&link[..], &[second]]))?;
     }
     world.bundle_image(&[], &image(&[&link]))?.succeeded()?;

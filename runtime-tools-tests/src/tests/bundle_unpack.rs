@@ -160,7 +160,8 @@ fn whiteouts_over_many_layers(case: &Case) -> Verdict {
 }
 
 fn types_replace_each_other(case: &Case) -> Verdict {
-    let kinds: [(&str, fn(&str) -> Vec<Entry>); 5] = [
+    type Kind = (&'static str, fn(&str) -> Vec<Entry>);
+    let kinds: [Kind; 5] = [
         ("file", |name| vec![Entry::file(name, "content").mode(0o600)]),
         ("directory", |name| vec![Entry::directory(name), Entry::file(format!("{name}/below"), "")]),
         ("symlink", |name| vec![Entry::symlink(name, "elsewhere")]),

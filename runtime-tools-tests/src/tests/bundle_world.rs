@@ -89,7 +89,13 @@ impl<'a> World<'a> {
         self.case.call(&[&["bundle"], options, &[source, text(&self.out())]].concat())
     }
 
-    /// The same of an image in memory.
+    /// The same with this file as its stdin.
+    pub fn bundle_stdin(&self, options: &[&str], path: &str) -> Verdict<Output> {
+        let out = self.out();
+        self.case.call_after(&format!("exec <{path}"), &[&["bundle"], options, &["-", text(&out)]].concat())
+    }
+
+    /// `bundle OPTIONS IMAGE OUT` of an image in memory.
     pub fn bundle_image(&self, options: &[&str], image: &Image) -> Verdict<Output> {
         let source = self.write(&image.layout())?;
         self.bundle(options, &source)
@@ -238,7 +244,7 @@ fn look_one_way(
     let output = world.bundle(options, source)?.succeeded()?;
     let tree = Tree { root: world.rootfs(), way, said: output.stderr };
     if way == Way::Overlaid {
-        mounted(&world.out(), || check(&tree))?
+        mounted(&world.out(), |_| check(&tree))?
     } else {
         check(&tree)?
     }
@@ -248,7 +254,7 @@ fn look_one_way(
 
 /// Does it where config.json's overlay mount of `/` is mounted at the root file system. Only this
 /// thread has the mount.
-pub fn mounted(bundle: &Path, check: impl FnOnce() -> Verdict + Send) -> Verdict {
+pub fn mounted(bundle: &Path, check: impl FnOnce(&Path) -> Verdict + Send) -> Verdict {
     let config: Value = serde_json::from_slice(&fs::read(bundle.join("config.json"))?)?;
     let mounts = config["mounts"].as_array().into_iter().flatten();
     let overlay = mounts.clone().find(|mount| mount["type"] == "overlay" && mount["destination"] == "/");
@@ -270,7 +276,7 @@ pub fn mounted(bundle: &Path, check: impl FnOnce() -> Verdict + Send) -> Verdict
                 "mount -o {options:?}: {:?}",
                 String::from_utf8_lossy(&output.stderr)
             );
-            check()
+            check(&rootfs)
         });
         thread.join().unwrap_or_else(|_| Err(Stop::Failed("the check panicked".into())))
     })
@@ -322,11 +328,6 @@ impl Tree {
         ensure!(self.metadata(&path)?.is_symlink(), "{:?} is no symbolic link", self.path(&path));
         let found = fs::read_link(self.path(&path))?;
         ensure!(found.as_os_str().as_bytes() == target.as_ref(), "{:?} leads to {found:?}", self.path(&path));
-        Ok(())
-    }
-
-    pub fn missing(&self, path: &str) -> Verdict {
-        ensure!(self.path(path).symlink_metadata().is_err(), "{path:?} is there");
         Ok(())
     }
 

@@ -3,7 +3,11 @@
 mod apparmor;
 mod bundle_entries;
 mod bundle_hostile;
+mod bundle_hostile_archive;
+mod bundle_hostile_image;
 mod bundle_hostile_tar;
+mod bundle_life;
+mod bundle_store;
 mod bundle_unpack;
 mod bundle_world;
 mod cgroup_paths;
@@ -71,6 +75,10 @@ pub fn all() -> Vec<Test> {
         bundle_entries::TESTS,
         bundle_hostile::TESTS,
         bundle_hostile_tar::TESTS,
+        bundle_hostile_image::TESTS,
+        bundle_hostile_archive::TESTS,
+        bundle_life::TESTS,
+        bundle_store::TESTS,
     ]
     .concat()
 }
