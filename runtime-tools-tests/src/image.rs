@@ -67,7 +67,12 @@ impl Layer {
 
 /// One gzip member.
 pub fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip_at(bytes, 1)
+}
+
+/// One gzip member, of a level from 0 to 9.
+pub fn gzip_at(bytes: &[u8], level: u32) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(level));
     encoder.write_all(bytes).and_then(|()| encoder.finish()).expect("memory doesn't fail")
 }
 

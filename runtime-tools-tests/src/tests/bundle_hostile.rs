@@ -295,10 +295,8 @@ fn hard_links_to_the_host(case: &Case) -> Verdict {
     unpacked(&world, &[&[&[file("x")], &links[..]].concat(), &intos])?;
     for target in ways_out(&world) {
         let (link, last) = (Entry::symlink("link", &target), Entry::hard_link("h", "link/file"));
-        refused(&world, &[&[link.clone(), last.clone(), file("h")]], &["h", "link/file"]).or_else(|_| {
-            // Replaced by what comes after it, it needn't lead anywhere.
-            unpacked(&world, &[&[link.clone(), last.clone(), file("h")]])
-        })?;
+        // Replaced by what comes after it, it needn't lead anywhere.
+        world.contains(&image(&[&[link.clone(), last.clone(), file("h")]]))?;
         refused(&world, &[&[link], &[last]], &["h", "link/file"])?;
     }
     Ok(())

@@ -260,7 +260,7 @@ fn users_out_of_range(case: &Case) -> Verdict {
             world.remove_out()?;
             continue;
         }
-        row(&format!("{user:?}"), world.left_nothing(output, &["user"]))?;
+        row(&format!("{user:?}"), world.left_nothing(output, &["ser"]))?;
     }
     for (user, uid, gid) in [
         ("", 0, 0),

@@ -375,7 +375,6 @@ fn layout_with_gaps(case: &Case) -> Verdict {
         "oci-archive:/no/such",
         "docker-archive:/dev/zero",
         "oci-archive:/",
-        "nonsense:x",
         "dir:/no/such",
         "dir:/etc/passwd",
     ] {
