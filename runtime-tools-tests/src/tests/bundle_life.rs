@@ -34,11 +34,25 @@ tests![
 
 /// The suite's program as an image, with a layer above it.
 pub fn program(case: &Case) -> Verdict<Image> {
-    let probe = Entry::file("probe", fs::read(case.probe())?).mode(0o755);
+    let probe = Entry::file("probe", loaded(fs::read(case.probe())?)).mode(0o755);
     let directories = ["proc", "sys", "dev", "tmp", "etc"].map(Entry::directory);
     let below = archive(&[&directories[..], &[probe]].concat());
     let above = archive(&[Entry::file("etc/hostname", "image\n"), Entry::file("etc/marker", "of the image")]);
     Ok(Image::new(&[Layer::new(&below, Packing::Plain), Layer::new(&above, Packing::Gzip)]))
+}
+
+/// What of a static program is loaded, by its program headers (elf(5)): all but what is for debuggers,
+/// which is much more.
+fn loaded(mut elf: Vec<u8>) -> Vec<u8> {
+    let number = |at: usize, width: usize| {
+        elf.get(at..at + width)
+            .map_or(0, |bytes| bytes.iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
+    };
+    // e_phoff, e_phentsize and e_phnum; p_offset and p_filesz of each.
+    let headers = (0..number(56, 2)).map(|index| number(32, 8) + index * number(54, 2));
+    let end = headers.map(|header| number(header + 8, 8) + number(header + 32, 8)).max();
+    elf.truncate(end.unwrap_or(usize::MAX));
+    elf
 }
 
 /// Runs what was made of `program`, and checks that it is that.
@@ -319,12 +333,8 @@ fn machine_readable(case: &Case) -> Verdict {
     for digest in [&manifest, &crate::image::digest(&image.layers[0].blob), &image.layers[1].diff_id] {
         ensure!(text.contains(digest.as_str()), "{digest} is not in {json:#}");
     }
-    let times = json
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter(|(key, _)| key.contains("time") || key.ends_with("_ms") || key.contains("phase"));
-    ensure!(times.count() > 0, "there are no timings in {json:#}");
+    let phases = json["milliseconds"].as_object().map_or(0, serde_json::Map::len);
+    ensure!(phases > 1, "there are no timings by phase in {json:#}");
     world.unchanged()
 }
 
