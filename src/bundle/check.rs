@@ -2,11 +2,10 @@
 
 use crate::arguments::Arguments;
 use crate::compare::compare;
-use crate::convert;
 use crate::error::{Context, Error, Result, escape};
 use crate::fill::Fill;
 use crate::layers::Budget;
-use crate::make::{beside, open_store, origin};
+use crate::make::{beside, make_working_directory, open_store, origin};
 use crate::overlay::Overlay;
 use crate::progress::Progress;
 use crate::rootless::Ids;
@@ -61,7 +60,7 @@ pub fn verify(
     let expected = OwnedFd::from(File::open(expected)?);
     if image.is_some() {
         // It was made with the bundle if the image lacks it.
-        convert::make_cwd(expected.as_fd(), &working_directory(&bundle)?, None)?;
+        make_working_directory(expected.try_clone()?, &working_directory(&bundle)?)?;
     }
     let rootfs = bundle.join("rootfs");
     let overlay = (!origin.lower.is_empty())

@@ -14,7 +14,7 @@ use crate::staging::Staging;
 use crate::store::{Entry, Kept, Store};
 use crate::tree::Tree;
 use crate::unpack::Report;
-use crate::unpack::attributes::{self, Ownership};
+use crate::unpack::attributes::{self, NO_TIME, Ownership};
 use nix::fcntl::Flock;
 use serde::Serialize;
 use std::ffi::OsStr;
@@ -25,9 +25,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
-
-/// The root's time where no layer says it: the same whenever it is made.
-pub const NO_TIME: (i64, u32) = (0, 0);
 
 /// What filling needs.
 pub struct Fill<'a> {
@@ -93,11 +90,11 @@ fn tree(path: &Path) -> Result<Tree> {
 }
 
 /// A layer that is unpacked and becomes the store's.
-struct Pending {
+struct Pending<'a> {
     staging: Staging,
     report: Report,
     /// Nobody else unpacks it meanwhile.
-    _claim: Flock<File>,
+    _claim: &'a Flock<File>,
 }
 
 impl Fill<'_> {
@@ -146,27 +143,22 @@ impl Fill<'_> {
     /// Has all layers in the store; `opaque` is how overlay file systems mark a directory.
     pub fn in_store(&self, store: &Store, opaque: &str) -> Result<(Vec<Entry>, Vec<Done>)> {
         let chain = self.image.chain_ids();
+        let claimed = self.claim(store, &chain)?;
         let found = self.each(|layer| {
             let began = Instant::now();
-            let id = &chain[layer.number - 1];
-            let diff_id = self.diff_id(layer);
-            if let Some(entry) = store.find(id, diff_id)? {
-                entry.touch();
-                return Ok((Ok(entry), began));
-            }
-            let claim = store.claim(id)?;
-            // Whoever had it may have unpacked just this layer.
-            if let Some(entry) = store.find(id, diff_id)? {
-                return Ok((Ok(entry), began));
-            }
-            let staging = Staging::make(&store.temporary(), OsStr::new(id.hex()))?;
+            let index = layer.number - 1;
+            let claim = match &claimed[index] {
+                Ok(entry) => return Ok((Ok(entry.clone()), began)),
+                Err(claim) => claim,
+            };
+            let staging = Staging::make(&store.temporary(), OsStr::new(chain[index].hex()))?;
             let path = staging.path.join("fs");
             directory(&path)?;
             let report = self.unpack(layer, &path)?;
             Ok((Err(Pending { staging, report, _claim: claim }), began))
         })?;
         let mut below: Vec<PathBuf> = Vec::new();
-        let mut settled: Vec<(Option<Hidden>, std::result::Result<Entry, Pending>, Instant)> = Vec::new();
+        let mut settled: Vec<(Option<Hidden>, std::result::Result<Entry, Pending<'_>>, Instant)> = Vec::new();
         for (layer, (state, began)) in self.image.layers.iter().zip(found) {
             let (path, hidden) = match &state {
                 Ok(entry) => (entry.path.clone(), None),
@@ -205,6 +197,25 @@ impl Fill<'_> {
             all.1.push(Done::new(layer, &entry.kept, was_there, began));
             all.0.push(entry);
         }
+        Ok(all)
+    }
+
+    /// The layers that are kept, and claims on the others. One after the other, the lowest first: a chain
+    /// id says what is below, so whoever waits for one holds none that its holder waits for.
+    fn claim(&self, store: &Store, chain: &[Digest]) -> Result<Vec<std::result::Result<Entry, Flock<File>>>> {
+        let mut all = Vec::new();
+        for (layer, id) in self.image.layers.iter().zip(chain) {
+            let find = || store.find(id, self.diff_id(layer)).map_err(|error| error.prefix(layer));
+            all.push(match find()? {
+                Some(entry) => Ok(entry),
+                None => {
+                    let claim = store.claim(id)?;
+                    // Whoever had it may have unpacked just this layer.
+                    find()?.ok_or(claim)
+                }
+            });
+        }
+        all.iter().flatten().for_each(Entry::touch);
         Ok(all)
     }
 

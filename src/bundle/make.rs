@@ -4,7 +4,7 @@ use crate::arguments::Arguments;
 use crate::convert::{self, Host, IdMapping, Mappings};
 use crate::digest::Digest;
 use crate::error::{Context, Error, Result, escape};
-use crate::fill::{Done, Fill, NO_TIME};
+use crate::fill::{Done, Fill};
 use crate::image::Image;
 use crate::layers::Budget;
 use crate::merge::{Copy, Copying};
@@ -15,7 +15,7 @@ use crate::source::name::{Opened, absolute};
 use crate::staging::Staging;
 use crate::store::{self, Entry, Store, User};
 use crate::tree::Tree;
-use crate::unpack::attributes;
+use crate::unpack::attributes::{self, NO_TIME};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::ffi::OsStr;
@@ -274,12 +274,18 @@ impl Made<'_> {
         let mut changes = self.arguments.changes.clone();
         changes.command.clone_from(&self.arguments.command);
         let converted = convert::convert(image.map(|image| &image.config), view.as_fd(), &changes, &host)?;
-        convert::make_cwd(view.as_fd(), &converted.spec.process.cwd, None)?;
-        drop((view, mounted));
+        make_working_directory(view, &converted.spec.process.cwd)?;
+        drop(mounted);
         fs::write(self.staging.join("config.json"), converted.spec.text())
             .doing(|| "write config.json".into())?;
         Ok(converted.notes)
     }
+}
+
+/// Makes the working directory if the image lacks it, as Docker does.
+pub fn make_working_directory(rootfs: OwnedFd, cwd: &str) -> Result<()> {
+    let made = Tree::new(rootfs).directory(Path::new(cwd));
+    made.doing(|| format!("the working directory {cwd:?}")).map(drop)
 }
 
 fn ranges(map: &Map) -> Vec<IdMapping> {

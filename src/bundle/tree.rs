@@ -4,7 +4,8 @@
 use crate::error::{Context, Error, Result};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, futimens, mkdirat};
+use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -83,6 +84,15 @@ pub fn names(directory: BorrowedFd<'_>) -> Result<Vec<OsString>> {
         }
     }
     Ok(names)
+}
+
+/// The time of what no layer has an entry for: the same whenever it is made.
+pub const NO_TIME: (i64, u32) = (0, 0);
+
+/// Sets the times of what is open.
+pub fn touch(fd: BorrowedFd<'_>, mtime: (i64, u32)) -> Result<()> {
+    let time = TimeSpec::new(mtime.0, mtime.1.into());
+    futimens(fd, &time, &time).doing(|| format!("futimens({})", mtime.0))
 }
 
 /// Removes whatever has this name, and all below it.
@@ -165,7 +175,8 @@ impl Tree {
         open(self.root(), path, flags)
     }
 
-    /// Opens the directory at a path, through links, and makes what of it is missing with mode 0755.
+    /// Opens the directory at a path, through links, and makes what of it is missing with mode 0755; the
+    /// times of those around stay.
     pub fn directory(&self, path: &Path) -> Result<Place> {
         match self.walk(path, Missing::Make)? {
             Some(place) => Ok(place),
@@ -199,9 +210,12 @@ impl Tree {
                 Ok(next) => stack.push((next, name)),
                 Err(Errno::ENOENT) if missing == Missing::IsNone => return Ok(None),
                 Err(Errno::ENOENT) => {
+                    let before = fstat(current)?;
                     mkdirat(current, name.as_os_str(), Mode::from_bits_truncate(0o755))
                         .doing(|| format!("mkdirat({name:?})"))?;
+                    touch(current, (before.st_mtime, before.st_mtime_nsec as u32))?;
                     let next = open_directory(current, &name)?;
+                    touch(next.as_fd(), NO_TIME)?;
                     stack.push((next, name));
                     made.push(stack.iter().map(|(_, name)| name).collect());
                 }
@@ -282,8 +296,12 @@ mod tests {
         assert_eq!(real("up/up/real/y"), Ok("real/y".into()));
         assert!(real("loop/x").is_err());
         assert!(real("file/x").is_err());
+        let before = fs::metadata(&root).and_then(|data| data.modified()).expect("it is there");
         let made = tree.directory(Path::new("p/q")).expect("it is made").made;
         assert_eq!(made, [Path::new("p"), Path::new("p/q")]);
+        assert_eq!(fs::metadata(&root).and_then(|data| data.modified()).ok(), Some(before), "its time stays");
+        let time = fs::metadata(root.join("p")).and_then(|data| data.modified()).expect("it is there");
+        assert_eq!(time, std::time::UNIX_EPOCH);
         let mut names: Vec<_> = names(File::open_parent(outside.path())).expect("they are read");
         names.sort();
         assert_eq!(names, ["root"], "nothing is outside");

@@ -30,7 +30,6 @@ mod spec;
 mod user;
 
 pub use changes::{Changes, Network};
-pub use rootfs::make_cwd;
 pub use spec::{IdMapping, Mount, Spec};
 pub use user::Mappings;
 

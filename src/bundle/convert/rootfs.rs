@@ -6,8 +6,7 @@
 use crate::error::{Context, Error, Result};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, mkdirat};
-use nix::unistd::{Gid, Uid, fchown};
+use nix::sys::stat::{FileStat, SFlag, fstat};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -57,61 +56,12 @@ pub fn directory(rootfs: BorrowedFd<'_>, path: &str) -> Result<Option<FileStat>>
     }
 }
 
-/// Makes the working directory `cwd` where it is missing, with its parents, as Docker does: mode 0755, and
-/// root's, not the process's user's. `owner` is root's ids as the files of the bundle have them, None where
-/// they are those of whoever makes files. Returns whether anything was made.
-///
-/// It is for the caller of `convert` to say where that is: the root file system, or the upper layer of one.
-pub fn make_cwd(rootfs: BorrowedFd<'_>, cwd: &str, owner: Option<(u32, u32)>) -> Result<bool> {
-    let failed = || format!("the working directory {cwd:?}");
-    if !cwd.starts_with('/') || cwd.contains('\0') {
-        return Err(Error::new("not an absolute path").prefix(failed()));
-    }
-    match open(rootfs, cwd, OFlag::O_PATH | OFlag::O_DIRECTORY) {
-        Err(Errno::ENOENT) => {}
-        other => return other.doing(failed).map(|_| false),
-    }
-    let mut done = String::from("/");
-    let mut dir = open(rootfs, &done, OFlag::O_PATH | OFlag::O_DIRECTORY).doing(failed)?;
-    for name in cwd.split('/').filter(|name| !name.is_empty()) {
-        done.push_str(name);
-        dir = match open(rootfs, &done, OFlag::O_PATH | OFlag::O_DIRECTORY) {
-            Err(Errno::ENOENT) => make_directory(rootfs, &dir, &done, name, owner).doing(failed)?,
-            other => other.doing(failed)?,
-        };
-        done.push('/');
-    }
-    Ok(true)
-}
-
-/// Makes `name` in `parent`, which is `path` from the root.
-fn make_directory(
-    rootfs: BorrowedFd<'_>,
-    parent: &OwnedFd,
-    path: &str,
-    name: &str,
-    owner: Option<(u32, u32)>,
-) -> Result<OwnedFd> {
-    let mode = Mode::from_bits_truncate(0o755);
-    match mkdirat(parent, name, mode) {
-        Err(Errno::EEXIST) => return Err(Error::new(format!("{path} is a link to nothing"))),
-        other => other.doing(|| format!("mkdirat({path:?})"))?,
-    }
-    let made = open(rootfs, path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW)?;
-    if let Some((uid, gid)) = owner {
-        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-        fchown(&made, Some(uid), Some(gid)).doing(|| format!("fchown({path:?}, {uid}, {gid})"))?;
-    }
-    fchmod(&made, mode).doing(|| format!("fchmod({path:?})"))?; // whatever the umask
-    Ok(made)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs;
     use std::os::fd::AsFd;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
     use tempfile::TempDir;
 
     fn root() -> (TempDir, File) {
@@ -131,7 +81,7 @@ mod tests {
         fs::create_dir(dir.path().join("etc")).expect("mkdir");
         let path = dir.path().join("etc/passwd");
 
-        nix::unistd::mkfifo(&path, Mode::S_IRWXU).expect("mkfifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
         assert_eq!(read(), Err("the image's /etc/passwd is not a regular file".into()));
         fs::remove_file(&path).expect("rm");
 
@@ -156,31 +106,5 @@ mod tests {
         assert_eq!(read(), Err("the image's /etc/passwd is larger than 1024 KiB".into()));
         File::create(&path).expect("create").set_len(MOST_BYTES).expect("truncate");
         assert!(read().is_ok_and(|bytes| bytes.is_some_and(|bytes| bytes.len() as u64 == MOST_BYTES)));
-    }
-
-    #[test]
-    fn a_working_directory_is_made_within_the_root() {
-        let (dir, fd) = root();
-        let make = |cwd: &str| make_cwd(fd.as_fd(), cwd, None).map_err(|error| error.to_string());
-        assert_eq!(make("/"), Ok(false));
-        assert_eq!(make("/a/b//c/"), Ok(true));
-        assert_eq!(make("/a/b/c"), Ok(false));
-        let mode = fs::metadata(dir.path().join("a/b/c")).expect("stat").permissions().mode();
-        assert_eq!(mode & 0o7777, 0o755);
-        assert_eq!(make("/a/../../../x"), Ok(true));
-        assert!(dir.path().join("x").is_dir());
-
-        let outside = tempfile::tempdir().expect("a directory");
-        symlink(outside.path(), dir.path().join("link")).expect("symlink");
-        symlink("a", dir.path().join("good")).expect("symlink");
-        assert_eq!(make("/good/d"), Ok(true));
-        assert!(dir.path().join("a/d").is_dir());
-        let error = make("/link/y").expect_err("nothing is there within the root");
-        assert_eq!(error, "the working directory \"/link/y\": /link is a link to nothing");
-        assert_eq!(fs::read_dir(outside.path()).expect("readdir").count(), 0);
-        fs::write(dir.path().join("file"), "").expect("write");
-        assert_eq!(make("/file").unwrap_err(), "the working directory \"/file\": not a directory");
-        assert!(make("/file/x").unwrap_err().contains("not a directory"));
-        assert!(make("relative").is_err());
     }
 }

@@ -25,6 +25,7 @@ struct Mark {
 
 /// An image layout.
 pub struct Layout {
+    path: PathBuf,
     tree: Tree,
     tag: Option<String>,
 }
@@ -37,7 +38,7 @@ impl Layout {
             _ => (PathBuf::from(name), None),
         };
         let directory = File::open(&path).doing(|| format!("{path:?}"))?;
-        let layout = Layout { tree: Tree::new(OwnedFd::from(directory)), tag };
+        let layout = Layout { tree: Tree::new(OwnedFd::from(directory)), path: path.clone(), tag };
         let mut mark = String::new();
         layout
             .file(Path::new(MARK))
@@ -49,8 +50,10 @@ impl Layout {
 
     /// A regular file of the layout. Links could lead out of it, and a fifo would never end.
     fn file(&self, path: &Path) -> Result<File> {
-        let opened =
-            self.tree.open(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK).doing(|| format!("{path:?}"))?;
+        let opened = self
+            .tree
+            .open(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK)
+            .doing(|| format!("{:?}", self.path.join(path)))?;
         let file = File::from(opened);
         match file.metadata()?.is_file() {
             true => Ok(file),

@@ -3,9 +3,10 @@
 
 use super::tar::Entry;
 use crate::error::{Context, Error, Result};
+pub use crate::tree::{NO_TIME, touch};
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
-use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags, fchmod, fchmodat, futimens, utimensat};
+use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags, fchmod, fchmodat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchdir, fchown, fchownat};
 use rustix::fs::XattrFlags;
@@ -158,12 +159,6 @@ pub fn set_xattr(target: &Target<'_>, name: &str, value: &[u8]) -> nix::Result<(
         }
     };
     result.map_err(|errno| Errno::from_raw(errno.raw_os_error()))
-}
-
-/// Sets the times of what is open.
-pub fn touch(fd: BorrowedFd<'_>, mtime: (i64, u32)) -> Result<()> {
-    let time = TimeSpec::new(mtime.0, mtime.1.into());
-    futimens(fd, &time, &time).doing(|| format!("futimens({})", mtime.0))
 }
 
 /// Sets the times of what has a name.

@@ -1,6 +1,6 @@
 //! The entries of a layer, made in an empty directory (image-spec layer.md).
 
-use super::attributes::{self, Dropped, Ownership, Target};
+use super::attributes::{self, Dropped, NO_TIME, Ownership, Target};
 use super::stream::Pieces;
 use super::tar::{Archive, Entry, Kind};
 use super::{Job, Report, progress, say};
@@ -312,6 +312,10 @@ impl Layer<'_> {
                 let dropped = attributes::set_default_acl(directory.as_fd(), &acl)?;
                 self.note(path.as_os_str().as_bytes(), dropped.into_iter().collect());
             }
+        }
+        for path in &self.report.implicit {
+            let directory = self.tree.open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY);
+            attributes::touch(directory.doing(|| format!("open {path:?}"))?.as_fd(), NO_TIME)?;
         }
         // The last entry of a directory counts, and what was replaced later isn't one any more.
         for (path, time) in &self.times {
