@@ -13,8 +13,8 @@ use crate::stack::Stack;
 use crate::staging::Staging;
 use crate::store::{Entry, Kept, Store};
 use crate::tree::Tree;
-use crate::unpack::Report;
 use crate::unpack::attributes::{self, NO_TIME, Ownership};
+use crate::unpack::{Report, written};
 use nix::fcntl::Flock;
 use serde::Serialize;
 use std::ffi::OsStr;
@@ -70,13 +70,14 @@ impl Done {
     }
 }
 
-fn kept(layer: &Layer, report: &Report) -> Kept {
+fn kept(layer: &Layer, report: &Report, hidden: &Hidden) -> Kept {
     Kept {
         diff_id: layer.diff_id.clone(),
         bytes: report.bytes,
         entries: report.entries,
         root: !report.implicit.contains(Path::new("")),
         dropped: report.dropped.clone(),
+        copied: hidden.copied.iter().map(written).collect(),
     }
 }
 
@@ -106,7 +107,7 @@ impl Fill<'_> {
             let path = beside.join(layer.number.to_string());
             directory(&path)?;
             let report = self.unpack(layer, &path)?;
-            Ok((path, Done::new(layer, &kept(layer, &report), false, began), report))
+            Ok((path, Done::new(layer, &kept(layer, &report, &Hidden::default()), false, began), report))
         })?;
         let mut done = Vec::new();
         let mut root_is_told = false;
@@ -186,9 +187,9 @@ impl Fill<'_> {
             let entry = match state {
                 Ok(entry) => entry,
                 Err(pending) => {
-                    let depends = hidden.is_some_and(|hidden| hidden.depends);
-                    let id = self.diff_id(layer).filter(|_| !depends).unwrap_or(chain);
-                    let kept = kept(layer, &pending.report);
+                    let hidden = hidden.unwrap_or_default();
+                    let id = self.diff_id(layer).filter(|_| !hidden.depends).unwrap_or(chain);
+                    let kept = kept(layer, &pending.report, &hidden);
                     let entry = store.keep(id.hex(), &pending.staging.path, kept)?;
                     pending.staging.moved();
                     entry

@@ -4,6 +4,7 @@ use crate::error::{Context, Error, Result};
 use crate::image::Layer;
 use crate::limits::{Limits, check};
 use crate::progress::Bar;
+use crate::signals;
 use crate::source::{Blob, Source};
 use crate::unpack::attributes::Ownership;
 use crate::unpack::{self, Job, Report, Said};
@@ -111,9 +112,10 @@ fn start(job: &Job, directory: &Path, input: Stdio) -> Result<Child> {
 /// Listens to an unpacker until it ends.
 fn wait(mut child: Child, budget: &Budget, bar: &Bar) -> Result<Report> {
     let (mut result, mut before) = (None, 0);
+    signals::started(child.id());
     if let Some(output) = child.stdout.take() {
         for line in BufReader::new(output).lines() {
-            match unpack::said(&line?) {
+            match line.map_err(Error::from).and_then(|line| unpack::said(&line)) {
                 Ok(Said::Read(blob, archive)) => {
                     bar.at(blob);
                     if let Err(error) = budget.take(archive - before) {
@@ -128,6 +130,7 @@ fn wait(mut child: Child, budget: &Budget, bar: &Bar) -> Result<Report> {
             }
         }
     }
+    signals::ended(child.id());
     let status = child.wait().doing(|| "wait for the unpacker".into())?;
     match result {
         Some(Err(error)) => Err(error),

@@ -13,7 +13,7 @@
 //! | `fill`, `layers` | a root file system from layers: several at a time, each by an unpacker |
 //! | `unpack` | the unpacker: one layer, in a process that can do nothing else |
 //! | `settle`, `merge`, `stack`, `overlay`, `compare` | layers on top of each other |
-//! | `store`, `staging`, `rootless` | layers that are kept; what is being made; ids of ordinary users |
+//! | `store`, `staging`, `signals`, `rootless` | layers that are kept; what is being made; ids of ordinary users |
 //! | `convert` | an image's configuration to config.json |
 //! | `image` | from a name to layers and configuration, each verified |
 //! | `source`, `registry`, `reference` | where the bytes of an image come from |
@@ -37,6 +37,7 @@ mod reference;
 mod registry;
 mod rootless;
 mod settle;
+mod signals;
 mod source;
 mod stack;
 mod staging;
@@ -91,7 +92,7 @@ fn status(result: Result<(String, bool)>) -> ExitCode {
 /// Does what the command line says. In this order because the first two want a single thread.
 fn run(arguments: &Arguments) -> Result<(String, bool)> {
     let ids = rootless::enter(arguments.changes.rootless)?;
-    staging::clean_up_on_signals()?;
+    signals::handle()?;
     raise_descriptors();
     // Modes are the image's, not the caller's to take from.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));

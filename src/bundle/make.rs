@@ -207,7 +207,7 @@ impl Made<'_> {
             let over = tree(&rootfs)?;
             let mut copying = Copying::new(*how);
             for entry in &entries {
-                copying.over(&entry.tree()?, entry.kept.root, &over)?;
+                copying.over(&entry.tree()?, &entry.kept, &over)?;
             }
             if !entries.iter().any(|entry| entry.kept.root) {
                 attributes::touch(open_directory(&rootfs)?.as_fd(), NO_TIME)?;
@@ -220,7 +220,11 @@ impl Made<'_> {
             digest: image.digest.clone(),
             layers: entries.iter().map(|entry| entry.id.clone()).collect(),
         })?;
-        let lower = entries.iter().rev().map(|entry| store.short(entry)).collect::<Result<_>>()?;
+        let mut lower: Vec<_> =
+            entries.iter().rev().map(|entry| store.short(entry)).collect::<Result<_>>()?;
+        if lower.is_empty() {
+            lower.push(store.empty());
+        }
         self.upper(entries.iter().rev().find(|entry| entry.kept.root))?;
         Ok(Some(Overlay { lower, in_user_namespace }))
     }
@@ -258,7 +262,7 @@ impl Made<'_> {
             }));
         }
         let how = if let Way::Copy(_, how) = way { *how } else { Copy::Auto };
-        Copying::new(how).over(&tree(path)?, true, &tree(&rootfs)?)?;
+        Copying::new(how).all(&tree(path)?, &tree(&rootfs)?)?;
         Ok(None)
     }
 
@@ -284,7 +288,7 @@ impl Made<'_> {
 
 /// Makes the working directory if the image lacks it, as Docker does.
 pub fn make_working_directory(rootfs: OwnedFd, cwd: &str) -> Result<()> {
-    let made = Tree::new(rootfs).directory(Path::new(cwd));
+    let made = Tree::new(rootfs).directory(Path::new(cwd.trim_start_matches('/')));
     made.doing(|| format!("the working directory {cwd:?}")).map(drop)
 }
 

@@ -3,13 +3,15 @@
 use crate::error::{Context, Error, Result};
 use crate::settle::Hidden;
 use crate::stack::{is_opaque, is_whiteout};
-use crate::tree::{self, Tree};
+use crate::store::Kept;
+use crate::tree::{self, Inner, Tree};
+use crate::unpack;
 use crate::unpack::attributes::{self, Ownership, Target};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, copy_file_range, openat, readlinkat, renameat};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, mkdirat, mknodat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, Whence, fchownat, ftruncate, linkat, lseek, symlinkat, unlinkat};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -91,51 +93,70 @@ pub struct Copying {
     how: Copy,
     /// Where files with several names were copied to: by device and inode.
     linked: HashMap<(u64, u64), (OwnedFd, OsString)>,
+    /// Files that are there already, from the layers below.
+    there: BTreeSet<Inner>,
 }
 
 impl Copying {
     /// Nothing is copied yet.
     pub fn new(how: Copy) -> Self {
-        Copying { how, linked: HashMap::new() }
+        Copying { how, linked: HashMap::new(), there: BTreeSet::new() }
     }
 
     /// Copies a layer of the store over what was copied from those below it.
-    pub fn over(&mut self, layer: &Tree, root: bool, over: &Tree) -> Result<()> {
+    pub fn over(&mut self, layer: &Tree, kept: &Kept, over: &Tree) -> Result<()> {
         // An inode's number says nothing in another layer, whose file system may be the same.
         self.linked.clear();
+        self.there = kept.copied.iter().map(|path| unpack::read(path)).collect();
+        for path in &self.there {
+            let Some((parent, name)) = tree::split(path) else { continue };
+            if let Some(mine) = tree::stat(directory(layer, parent)?.as_fd(), name)? {
+                let there = (directory(over, parent)?, name.to_owned());
+                self.linked.insert((mine.st_dev, mine.st_ino), there);
+            }
+        }
         let (from, to) = (directory(layer, Path::new(""))?, directory(over, Path::new(""))?);
         let before = nix::sys::stat::fstat(&to)?;
-        self.children(from.as_fd(), to.as_fd())?;
-        if root {
+        self.children(Path::new(""), from.as_fd(), to.as_fd())?;
+        if kept.root {
             return attributes::copy_directory(from.as_fd(), to.as_fd(), Ownership::Image);
         }
         attributes::touch(to.as_fd(), time(&before))
     }
 
-    fn children(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+    /// Copies a whole tree.
+    pub fn all(&mut self, tree: &Tree, over: &Tree) -> Result<()> {
+        let (from, to) = (directory(tree, Path::new(""))?, directory(over, Path::new(""))?);
+        self.children(Path::new(""), from.as_fd(), to.as_fd())?;
+        attributes::copy_directory(from.as_fd(), to.as_fd(), Ownership::Image)
+    }
+
+    fn children(&mut self, path: &Path, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
         for name in tree::names(from)? {
             let Some(mine) = tree::stat(from, &name)? else { continue };
             let there = tree::stat(to, &name)?;
+            let path = path.join(&name);
             if is_whiteout(&mine) {
                 tree::remove(to, &name)?;
-                continue;
-            }
-            if !tree::is_directory(&mine) {
+            } else if !tree::is_directory(&mine) {
+                if self.there.contains(&path) {
+                    continue;
+                }
                 if there.is_some() {
                     tree::remove(to, &name)?;
                 }
-                self.file(from, to, &name, &mine).map_err(|error| error.prefix(format!("{name:?}")))?;
-                continue;
+                self.file(from, to, &name, &mine).map_err(|error| error.prefix(format!("{path:?}")))?;
+            } else {
+                let inner = tree::open_directory(from, &name).doing(|| format!("open {path:?}"))?;
+                if !there.is_some_and(|stat| tree::is_directory(&stat)) || is_opaque(inner.as_fd()) {
+                    tree::remove(to, &name)?;
+                    mkdirat(to, name.as_os_str(), Mode::from_bits_truncate(0o700))
+                        .doing(|| format!("mkdirat({path:?})"))?;
+                }
+                let over = tree::open_directory(to, &name).doing(|| format!("open {path:?}"))?;
+                self.children(&path, inner.as_fd(), over.as_fd())?;
+                attributes::copy_directory(inner.as_fd(), over.as_fd(), Ownership::Image)?;
             }
-            let inner = tree::open_directory(from, &name).doing(|| format!("open {name:?}"))?;
-            if !there.is_some_and(|stat| tree::is_directory(&stat)) || is_opaque(inner.as_fd()) {
-                tree::remove(to, &name)?;
-                mkdirat(to, name.as_os_str(), Mode::from_bits_truncate(0o700))
-                    .doing(|| format!("mkdirat({name:?})"))?;
-            }
-            let over = tree::open_directory(to, &name).doing(|| format!("open {name:?}"))?;
-            self.children(inner.as_fd(), over.as_fd())?;
-            attributes::copy_directory(inner.as_fd(), over.as_fd(), Ownership::Image)?;
         }
         Ok(())
     }
@@ -147,12 +168,13 @@ impl Copying {
         name: &OsStr,
         mine: &FileStat,
     ) -> Result<()> {
-        if self.how == Copy::Hardlink {
-            return linkat(from, name, to, name, AtFlags::empty()).doing(|| "linkat".into());
-        }
+        let flags = AtFlags::empty();
         let key = (mine.st_dev, mine.st_ino);
         if let Some((parent, first)) = self.linked.get(&key) {
-            return linkat(parent, first.as_os_str(), to, name, AtFlags::empty()).doing(|| "linkat".into());
+            return linkat(parent, first.as_os_str(), to, name, flags).doing(|| "linkat".into());
+        }
+        if self.how == Copy::Hardlink {
+            return linkat(from, name, to, name, flags).doing(|| "linkat".into());
         }
         copy((from, name), (to, name), mine, self.how, Ownership::Image)?;
         if mine.st_nlink > 1 {

@@ -21,6 +21,8 @@ pub struct Hidden {
     pub whiteouts: BTreeSet<Inner>,
     /// Directories of this layer, of which those below show nothing.
     pub opaque: BTreeSet<Inner>,
+    /// Files that were copied from layers below, for hard links to them.
+    pub copied: BTreeSet<Inner>,
     /// Whether the layer would be another one over other layers.
     pub depends: bool,
 }
@@ -187,6 +189,7 @@ impl Settling<'_> {
                 let first = if self.hides(&path) { at.clone() } else { path.clone() };
                 if first == path {
                     self.ensure(directory)?;
+                    self.hidden.copied.insert(path.clone());
                 }
                 self.copy_from_below((parent.as_fd(), name), &first)?;
                 self.linked.insert(path, first.clone());

@@ -2,10 +2,10 @@
 //! works on it, and renamed in one step. What a killed process left is known by its lock being free.
 
 use crate::error::{Context, Error, Result};
+use crate::signals;
 use crate::tree;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
-use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::Mode;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -13,10 +13,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-
-/// Directories to remove if this process is asked to end.
-static MADE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 /// A directory that is being filled.
 #[derive(Debug)]
@@ -55,7 +51,7 @@ impl Staging {
             if let Ok(lock) = lock
                 && path.exists()
             {
-                made().push(path.clone());
+                signals::begin(&path);
                 return Ok(Staging { path, lock: Some(lock) });
             }
         }
@@ -83,16 +79,12 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        made().retain(|path| *path != self.path);
+        signals::end(&self.path);
         if self.lock.is_some() {
             // The next one for the same name removes what can't be removed now.
             let _ = remove(&self.path);
         }
     }
-}
-
-fn made() -> std::sync::MutexGuard<'static, Vec<PathBuf>> {
-    MADE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// Removes a directory and all that is in it.
@@ -121,25 +113,5 @@ pub fn remove_left(parent: &Path, prefix: &OsStr) -> Result<()> {
             Err(errno) => return Err(errno).doing(|| format!("open {:?}", entry.path())),
         }
     }
-    Ok(())
-}
-
-/// From now on a signal to end removes what is being made. Called while there is one thread, so that
-/// all others have the signals blocked, too.
-pub fn clean_up_on_signals() -> Result<()> {
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        signals.add(signal);
-    }
-    signals.thread_block().doing(|| "sigprocmask".into())?;
-    std::thread::spawn(move || {
-        let signal = signals.wait().unwrap_or(Signal::SIGTERM);
-        // Unpackers end with the threads that wait for them; what they write until then is in
-        // directories that are already being removed, so a second round may be needed.
-        for path in made().iter() {
-            let _ = remove(path).or_else(|_| remove(path));
-        }
-        std::process::exit(128 + signal as i32);
-    });
     Ok(())
 }

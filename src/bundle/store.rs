@@ -6,6 +6,7 @@
 //!       layers/ID/layer.json
 //!       l/SHORT           links to them: the options of a mount have little room
 //!       bundles/ID        which bundles use which layers
+//!       empty/            a layer with nothing in it
 //!       tmp/              what is being unpacked, and locks
 //! ```
 //! A layer's id is its diffID, or, if it would be another one over other layers, its chain id.
@@ -42,6 +43,9 @@ pub struct Kept {
     /// Whether it says what the root directory is like.
     pub root: bool,
     pub dropped: Vec<String>,
+    /// Files that are those of the layers below, and only here because links lead to them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copied: Vec<String>,
 }
 
 /// A bundle that uses layers.
@@ -75,25 +79,22 @@ pub fn default_path(ids: &Ids) -> Result<PathBuf> {
 }
 
 impl Store {
-    /// Opens a store, and makes it if it isn't there. Files of root's and those of a user namespace's
-    /// don't mix: each kind has a directory of its own.
+    /// Opens a store, and makes it if it isn't there. Each kind of files has a directory of its own.
     pub fn open(path: &Path, ids: &Ids) -> Result<Self> {
         let kind = match (ids.ownership, &ids.maps) {
-            (Ownership::SingleId, _) => "single-id",
-            (Ownership::Image, Some(_)) => "user-namespace",
-            (Ownership::Image, None) => "root",
+            (Ownership::Image, None) => KINDS[0],
+            (Ownership::Image, Some(_)) => KINDS[1],
+            (Ownership::SingleId, _) => KINDS[2],
         };
+        check(path)?;
         let path = path.join(kind);
-        for directory in ["layers", "l", "bundles", "tmp"] {
+        for directory in ["layers", "l", "bundles", "tmp", "empty"] {
             let path = path.join(directory);
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&path)
-                .doing(|| format!("mkdir({path:?})"))?;
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+            made.doing(|| format!("the store: mkdir({path:?})"))?;
         }
         // Containers of another user's go through it to their layers, but list nothing.
-        for directory in ["", "l", "layers"] {
+        for directory in ["", "l", "layers", "empty"] {
             let path = path.join(directory);
             fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
         }
@@ -146,7 +147,14 @@ impl Store {
             Err(error) => return Err(error).doing(|| format!("rename({made:?}, {path:?})")),
         }
         File::open(self.path.join("layers"))?.sync_all()?;
-        Ok(Entry { id: id.to_owned(), path: path.join("fs"), kept })
+        let entry = Entry { id: id.to_owned(), path: path.join("fs"), kept };
+        entry.touch();
+        Ok(entry)
+    }
+
+    /// A layer with nothing in it, for an image without any.
+    pub fn empty(&self) -> PathBuf {
+        self.path.join("empty")
     }
 
     /// A short path to a layer, for the options of a mount.
@@ -266,6 +274,19 @@ impl Entry {
         let _ = File::create(self.path.with_file_name("used"));
     }
 }
+
+/// Refuses a directory that is something else: nobody wants a store in his home directory itself.
+fn check(path: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(path) else { return Ok(()) };
+    let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+    if names.is_empty() || names.iter().any(|name| KINDS.iter().any(|kind| name == kind)) {
+        return Ok(());
+    }
+    Err(Error::new(format!("{path:?} is no store")).hint("--store names a directory of its own"))
+}
+
+/// Files of root's, of a user namespace's, and of one user's alone don't mix.
+const KINDS: [&str; 3] = ["root", "user-namespace", "single-id"];
 
 fn lock(path: &Path, how: FlockArg) -> Result<Flock<File>> {
     let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path);

@@ -193,7 +193,7 @@ impl Tree {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
         match self.open(path, flags) {
             Ok(directory) => return Ok(Some(Place { directory, path: path.to_owned(), made: Vec::new() })),
-            Err(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR) => {}
+            Err(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR | Errno::EXDEV) => {}
             Err(errno) => return Err(errno).doing(|| format!("open {path:?}")),
         }
         let mut stack: Vec<(OwnedFd, OsString)> = Vec::new();

@@ -92,7 +92,8 @@ struct Written {
     bytes: u64,
 }
 
-fn written(path: &Inner) -> String {
+/// A path as text, from which `read` makes it again.
+pub fn written(path: &Inner) -> String {
     let byte = |byte: &u8| match byte {
         b'%' | 0x80.. => format!("%{byte:02x}"),
         byte => char::from(*byte).to_string(),
@@ -100,7 +101,8 @@ fn written(path: &Inner) -> String {
     path.as_os_str().as_bytes().iter().map(byte).collect()
 }
 
-fn read(text: &str) -> Inner {
+/// The path that `written` wrote.
+pub fn read(text: &str) -> Inner {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, after @ ..] = rest {

@@ -267,7 +267,10 @@ impl<R: BufRead> Archive<R> {
     fn entry(&mut self, header: &Header, before: Before) -> Result<Entry> {
         let pax = before.pax.unwrap_or_default();
         // The path of a sparse file is elsewhere, so that other readers see that it is one.
-        let sparse = if sparse::version(&pax)?.is_some() { pax.get("GNU.sparse.name") } else { None };
+        let sparse = pax.get("GNU.sparse.name");
+        if sparse.is_some() && sparse::version(&pax)?.is_none() {
+            return Err(Error::new("an extended header has a sparse file's name, but it isn't one"));
+        }
         let path = match sparse {
             Some(name) => name.to_vec(),
             None => agreed("path", pax.get("path").map(<[u8]>::to_vec), before.long_path)?
