@@ -47,8 +47,8 @@ fn slow() -> Image {
 }
 
 /// What there is at OUT is a whole bundle.
-fn is_whole(world: &World) -> Verdict {
-    ensure!(world.out().join("config.json").is_file(), "there is no config.json");
+fn is_whole(bundle: &Path) -> Verdict {
+    ensure!(bundle.join("config.json").is_file(), "there is no config.json");
     let check = |rootfs: &Path| {
         for layer in 0..4 {
             let names = fs::read_dir(rootfs.join(format!("d{layer}")))?.count();
@@ -56,7 +56,7 @@ fn is_whole(world: &World) -> Verdict {
         }
         Ok(())
     };
-    in_bundle(&world.out(), check)
+    in_bundle(bundle, check)
 }
 
 /// Does it at the bundle's root file system, mounted if it is an overlay.
@@ -119,7 +119,7 @@ fn strike_often(world: &World, options: &[&str], signal: Signal, times: u32) -> 
     let began = Instant::now();
     world.bundle(options, &source)?.succeeded()?;
     let takes = began.elapsed();
-    is_whole(world)?;
+    is_whole(&world.out())?;
     world.remove_out()?;
     for number in 0..times {
         let store = world.directory.join("store");
@@ -130,7 +130,7 @@ fn strike_often(world: &World, options: &[&str], signal: Signal, times: u32) -> 
         let struck = strike(spawn(world, options, &source, &world.out())?, signal, delay)?;
         let what = format!("{signal} after {delay:?} of {takes:?}");
         if world.out().exists() {
-            row(&format!("{what}: OUT is there"), is_whole(world))?;
+            row(&format!("{what}: OUT is there"), is_whole(&world.out()))?;
             world.remove_out()?;
         } else {
             ensure!(struck, "{what}: it ended by itself, without OUT");
@@ -139,7 +139,10 @@ fn strike_often(world: &World, options: &[&str], signal: Signal, times: u32) -> 
             row(&what, world.unchanged())?;
         }
         row(&what, world.bundle(options, &source)?.succeeded().map(drop))?;
-        row(&format!("{what}, then the second run"), is_whole(world).and_then(|()| world.unchanged()))?;
+        row(
+            &format!("{what}, then the second run"),
+            is_whole(&world.out()).and_then(|()| world.unchanged()),
+        )?;
         world.remove_out()?;
     }
     world.unchanged()
@@ -180,16 +183,14 @@ fn several_at_once(case: &Case) -> Verdict {
         ensure!(child.wait()?.success(), "number {number} failed");
     }
     for out in &outs {
-        fs::rename(out, world.out()).or_else(|_| fs::create_dir(world.out()))?;
-        row(&format!("{out:?}"), is_whole(&world))?;
-        fs::rename(world.out(), out)?;
+        row(&format!("{out:?}"), is_whole(out))?;
     }
     // Two to one OUT: one of them has it, whole.
     let pair = [spawn(&world, &[], &source, &world.out())?, spawn(&world, &[], &source, &world.out())?];
     let ended: Vec<bool> =
         pair.into_iter().map(|mut child| Ok(child.wait()?.success())).collect::<Verdict<_>>()?;
     ensure!(ended.iter().any(|success| *success), "neither of two succeeded");
-    is_whole(&world)?;
+    is_whole(&world.out())?;
     world.unchanged()
 }
 
@@ -205,7 +206,7 @@ fn gc_beside_an_unpacking_one(case: &Case) -> Verdict {
         ensure!(child.wait()?.success(), "{way} failed beside --gc");
         case.call(&["bundle", "--store", text(&store), "--gc=0"])?.succeeded()?;
         // Also when all is over: an overlay's layers are in use as long as its bundle is there.
-        row(way, is_whole(&world))?;
+        row(way, is_whole(&world.out()))?;
         world.remove_out()?;
     }
     world.unchanged()
