@@ -304,7 +304,7 @@ pub fn archive(entries: &[Entry]) -> Vec<u8> {
 
 /// An archive without an end.
 pub fn unended(entries: &[Entry]) -> Vec<u8> {
-    entries.iter().flat_map(Entry::bytes).collect()
+    entries.iter().map(Entry::bytes).collect::<Vec<_>>().concat()
 }
 
 /// A global header: PAX records for all entries after it.
