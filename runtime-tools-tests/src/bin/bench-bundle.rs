@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 #[command(name = "bench-bundle", about = "Measures `damda bundle` against umoci, skopeo and tar")]
 struct Options {
     /// how many rounds
-    #[arg(short = 'n', long, default_value_t = 5)]
+    #[arg(default_value_t = 5)]
     rounds: usize,
     /// the binary
     #[arg(long)]

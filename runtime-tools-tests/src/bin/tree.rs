@@ -42,6 +42,9 @@ fn range(text: &str) -> Result<[u32; 3], String> {
     numbers.try_into().map_err(|_| "three numbers are needed".into())
 }
 
+/// How many differences are printed.
+const MOST: usize = 40;
+
 /// A file of a tree, by its path from the top.
 #[derive(Debug)]
 struct Entry {
@@ -85,8 +88,13 @@ fn report(options: &Options, differences: &[Difference]) -> ExitCode {
             excepted.insert(except);
         } else {
             counted += 1;
-            println!("{what} {path}: {left} | {right}");
+            if counted <= MOST {
+                println!("{what} {path}: {left} | {right}");
+            }
         }
+    }
+    if counted > MOST {
+        println!("and {} more", counted - MOST);
     }
     for except in options.except.iter().filter(|except| !excepted.contains(except)) {
         counted += 1;
@@ -98,11 +106,17 @@ fn report(options: &Options, differences: &[Difference]) -> ExitCode {
 fn read_tree(top: &Path) -> io::Result<Tree> {
     let mut tree = Tree::new();
     walk(top, Path::new(""), &mut tree)?;
-    // Names come sorted, so the first one met is the same in both trees.
-    let mut first: HashMap<(u64, u64), PathBuf> = HashMap::new();
-    for (path, entry) in tree.iter_mut().filter(|(_, entry)| !entry.meta.is_dir() && entry.meta.nlink() > 1) {
-        let one = first.entry((entry.meta.dev(), entry.meta.ino())).or_insert_with(|| path.clone());
-        entry.first = Some(one.clone());
+    // A file may have more names elsewhere: those in the tree count.
+    let mut names: HashMap<(u64, u64), Vec<PathBuf>> = HashMap::new();
+    for (path, entry) in tree.iter().filter(|(_, entry)| !entry.meta.is_dir() && entry.meta.nlink() > 1) {
+        names.entry((entry.meta.dev(), entry.meta.ino())).or_default().push(path.clone());
+    }
+    for same in names.values().filter(|same| same.len() > 1) {
+        for path in same {
+            if let Some(entry) = tree.get_mut(path) {
+                entry.first = same.first().cloned();
+            }
+        }
     }
     Ok(tree)
 }
