@@ -26,7 +26,18 @@ pub fn begin(directory: &Path) {
     unfinished().directories.push(directory.to_owned());
 }
 
-/// It is complete, or gone.
+/// Gives it its name: not while it is being removed.
+pub fn complete<T, E>(
+    directory: &Path,
+    rename: impl FnOnce() -> std::result::Result<T, E>,
+) -> std::result::Result<T, E> {
+    let mut unfinished = unfinished();
+    let renamed = rename()?;
+    unfinished.directories.retain(|other| other != directory);
+    Ok(renamed)
+}
+
+/// It is gone.
 pub fn end(directory: &Path) {
     unfinished().directories.retain(|other| other != directory);
 }

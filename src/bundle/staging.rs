@@ -61,7 +61,8 @@ impl Staging {
     pub fn finish(mut self, to: &Path) -> Result<()> {
         let directory = open(&self.path)?;
         nix::unistd::syncfs(&directory).doing(|| "syncfs".into())?;
-        fs::rename(&self.path, to).doing(|| format!("rename({:?}, {to:?})", self.path))?;
+        signals::complete(&self.path, || fs::rename(&self.path, to))
+            .doing(|| format!("rename({:?}, {to:?})", self.path))?;
         self.lock = None;
         if let Some(parent) = to.parent() {
             File::open(parent)?.sync_all().doing(|| format!("fsync({parent:?})"))?;

@@ -14,6 +14,7 @@
 use crate::digest::Digest;
 use crate::error::{Context, Error, Result};
 use crate::rootless::Ids;
+use crate::signals;
 use crate::staging;
 use crate::tree::Tree;
 use crate::unpack::attributes::Ownership;
@@ -140,7 +141,7 @@ impl Store {
         // The unpacked root may have any mode; what is around it has to let others through.
         fs::set_permissions(made, std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
         let path = self.path.join("layers").join(id);
-        match fs::rename(made, &path) {
+        match signals::complete(made, || fs::rename(made, &path)) {
             Ok(()) => {}
             // Somebody was as quick, under another chain.
             Err(_) if path.join("layer.json").exists() => staging::remove(made)?,
