@@ -388,9 +388,15 @@ fn damaged_store(case: &Case) -> Verdict {
     let store = world.directory.join("store");
     world.bundle(&["--store", text(&store), "--copy"], &source)?.succeeded()?;
     world.remove_out()?;
-    symlink(prize, store.join("link"))?;
-    for entry in fs::read_dir(&store)?.flatten().filter(|entry| entry.path().is_dir()) {
-        symlink(prize, entry.path().join("link"))?;
+    let mut directories = vec![store.clone()];
+    while let Some(directory) = directories.pop() {
+        let entries = fs::read_dir(&directory)?.flatten();
+        directories.extend(
+            entries
+                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                .map(|entry| entry.path()),
+        );
+        symlink(prize, directory.join("link"))?;
     }
     let _ = case.call(&["bundle", "--store", text(&store), "--list"])?;
     let _ = case.call(&["bundle", "--store", text(&store), "--gc=0"])?;
