@@ -1,11 +1,12 @@
 //! `bundle` as a command: the kinds of images that it takes, the bundle that comes of them and runs,
 //! OUT, and what its options say.
 
+use super::bundle_store::{descendants, spawn};
 use super::bundle_world::{World, mounted, row};
-use crate::case::{Bundle, Case, Output, text};
-use crate::harness::Verdict;
+use crate::case::{Bundle, Case, Output, text, until};
+use crate::harness::{Stop, Verdict};
 use crate::image::tar::{Entry, archive};
-use crate::image::{Image, Layer, Layout, Packing, architecture, entries, tagged};
+use crate::image::{Image, Layer, Layout, Packing, architecture, entries, tagged, zstd_frame};
 use crate::{ensure, ensure_eq, tests};
 use serde_json::{Value, json};
 use std::fs::{self, Permissions};
@@ -30,6 +31,8 @@ tests![
     "bundle --json" => machine_readable,
     "bundle --quiet" => quiet,
     "bundle: usage" => usage,
+    "bundle: a layer's reader can reach nothing" => unpacker_is_confined,
+    "bundle --overlay: a store and a bundle with odd names" => odd_names,
 ];
 
 /// The suite's program as an image, with a layer above it.
@@ -367,4 +370,82 @@ fn usage(case: &Case) -> Verdict {
         ensure!(!out.exists(), "OUT is there after {arguments:?}");
     }
     world.unchanged()
+}
+
+/// It has a mount namespace, a root and a network of its own, no privileges to win, and few system calls.
+fn unpacker_is_confined(case: &Case) -> Verdict {
+    let world = World::new(case)?;
+    // The data of a volume's label is read and not written: this takes a while, and no disk.
+    let label = Entry::new(b'V', "label").size(60 << 30).bytes();
+    let blob = [zstd::encode_all(&label[..], 1)?, zstd_frame(0, 60 << 30, 20)].concat();
+    let source = world.write(&Image::new(&[Layer { blob, ..Layer::new(&[], Packing::Zstd) }]).layout())?;
+    let options = ["--max-ratio", "1000000", "--max-size", "1t"];
+    let mut child = spawn(&world, &options, &source, &world.out())?;
+    let seen = until("an unpacker with a filter", || {
+        Ok(confined(child.id() as i32).is_some() || child.try_wait()?.is_some())
+    });
+    let found = seen.and_then(|()| look_at(confined(child.id() as i32)));
+    child.kill()?;
+    child.wait()?;
+    found?;
+    world.remove_out()
+}
+
+/// The process below this one that has a seccomp filter.
+fn confined(pid: i32) -> Option<i32> {
+    let filtered = |pid: &i32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.contains("\nSeccomp:\t2\n")
+    };
+    descendants(pid).into_iter().find(filtered)
+}
+
+fn look_at(pid: Option<i32>) -> Verdict {
+    let Some(pid) = pid else {
+        return Err(Stop::Failed("there is no unpacker with a seccomp filter".into()));
+    };
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    ensure!(status.contains("\nNoNewPrivs:\t1\n"), "it could win privileges: {status}");
+    for namespace in ["mnt", "net", "ipc"] {
+        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{namespace}"));
+        ensure!(of(&pid.to_string())? != of("self")?, "its {namespace} namespace is the host's");
+    }
+    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap_or_default();
+    let capabilities = u64::from_str_radix(capabilities, 16)?;
+    // CAP_SYS_ADMIN stays, for attributes named trusted.*: the filter has none of its other calls.
+    for (name, number) in [
+        ("CAP_SYS_PTRACE", 19),
+        ("CAP_SYS_MODULE", 16),
+        ("CAP_NET_ADMIN", 12),
+        ("CAP_BPF", 39),
+        ("CAP_KILL", 5),
+    ] {
+        ensure!(capabilities & 1 << number == 0, "it has {name}");
+    }
+    let names: Vec<_> =
+        fs::read_dir(format!("/proc/{pid}/root/"))?.flatten().map(|entry| entry.file_name()).collect();
+    ensure!(names.is_empty(), "its root isn't the layer's: {names:?}");
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
+        let open = fs::read_link(entry.path())?;
+        let outside =
+            ["/proc", "/etc", "/var", "/root", "/home", "/dev/pts"].iter().any(|path| open.starts_with(path));
+        ensure!(!outside, "it has {open:?} open");
+    }
+    Ok(())
+}
+
+/// Commas and colons separate the options of an overlay mount, and its layers.
+fn odd_names(case: &Case) -> Verdict {
+    let world = World::new(case)?;
+    let source = world.write(&program(case)?.layout())?;
+    for name in ["with,comma", "with:colon", "with\\backslash", "with space", "umläut", "-dash"] {
+        let directory = world.directory.join(name);
+        fs::create_dir(&directory)?;
+        let (store, out) = (directory.join("store"), directory.join("out"));
+        let made = case.call(&["bundle", "--store", text(&store), "--overlay", &source, text(&out)])?;
+        row(name, made.succeeded().map(drop))?;
+        row(name, case.run(&Bundle { path: out })?.succeeded().map(drop))?;
+        case.nothing_left()?;
+    }
+    Ok(())
 }

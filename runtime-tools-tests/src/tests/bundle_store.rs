@@ -71,7 +71,8 @@ fn config_has_overlay(bundle: &Path) -> Verdict<bool> {
         .is_some_and(|mounts| mounts.iter().any(|mount| mount["type"] == "overlay")))
 }
 
-fn spawn(world: &World, options: &[&str], source: &str, out: &Path) -> Verdict<Child> {
+/// Starts a command that makes a bundle.
+pub fn spawn(world: &World, options: &[&str], source: &str, out: &Path) -> Verdict<Child> {
     let mut command = world.case.command(&[&["bundle"], options, &[source, text(out)]].concat());
     Ok(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
 }
@@ -92,7 +93,7 @@ fn succeeds(child: &mut Child) -> Verdict<bool> {
 }
 
 /// The processes below this one, however deep.
-fn descendants(pid: i32) -> Vec<i32> {
+pub fn descendants(pid: i32) -> Vec<i32> {
     let mut found = vec![pid];
     let mut next = 0;
     while let Some(pid) = found.get(next).copied() {
@@ -106,7 +107,7 @@ fn descendants(pid: i32) -> Vec<i32> {
     found
 }
 
-/// Whether a process that was seen is still there: the same one, not another with its number.
+/// When a process began, if it is there. Its number may be another's later: the same one, not another with its number.
 fn start_time(pid: i32) -> Option<u64> {
     let stat = procfs::process::Process::new(pid).ok()?.stat().ok()?;
     (stat.state != 'Z').then_some(stat.starttime)
