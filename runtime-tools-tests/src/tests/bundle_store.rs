@@ -39,7 +39,7 @@ fn slow() -> Image {
         Entry::file(format!("d{layer}/{}/{number}", number % 17), content)
     };
     let layer = |layer: usize| {
-        let mut entries: Vec<Entry> = (0..100).map(|number| file(layer, number)).collect();
+        let mut entries: Vec<Entry> = (0..60).map(|number| file(layer, number)).collect();
         entries.push(Entry::file(format!("d{}/.wh.0", layer.wrapping_sub(1)), ""));
         Layer::new(&archive(&entries), Packing::Gzip)
     };
@@ -165,14 +165,14 @@ fn strike_often(world: &World, options: &[&str], signal: Signal, times: u32) -> 
 }
 
 fn killed(case: &Case) -> Verdict {
-    strike_often(&World::new(case)?, &[], Signal::SIGKILL, 10)
+    strike_often(&World::new(case)?, &[], Signal::SIGKILL, 7)
 }
 
 fn killed_with_a_store(case: &Case) -> Verdict {
     for way in ["--copy", "--overlay"] {
         let world = World::new(case)?;
         let store = world.directory.join("store");
-        row(way, strike_often(&world, &["--store", text(&store), way], Signal::SIGKILL, 6))?;
+        row(way, strike_often(&world, &["--store", text(&store), way], Signal::SIGKILL, 4))?;
         // What the killed ones left in the store goes with the rest.
         case.call(&["bundle", "--store", text(&store), "--gc=0"])?.succeeded()?;
     }
@@ -181,7 +181,7 @@ fn killed_with_a_store(case: &Case) -> Verdict {
 
 fn interrupted(case: &Case) -> Verdict {
     let world = World::new(case)?;
-    strike_often(&world, &[], Signal::SIGTERM, 3)?;
+    strike_often(&world, &[], Signal::SIGTERM, 2)?;
     strike_often(&world, &[], Signal::SIGINT, 2)
 }
 

@@ -23,6 +23,7 @@ tests![
     "image-spec layer.md, Applying Changesets: a directory without an entry" => parents_without_entries,
     "image-spec layer.md, Applying Changesets: a directory's entry changes it" => directories_are_merged,
     "image-spec layer.md, Hardlinks" => hard_links,
+    "image-spec layer.md, Hardlinks: in any order" => hard_links_before_their_targets,
     "image-spec layer.md, Hardlinks: to a lower layer" => hard_links_across_layers,
     "image-spec layer.md, Hardlinks: one name is replaced" => hard_link_is_cut,
     "image-spec layer.md, Hardlinks: renamed" => hard_link_then_whiteout,
@@ -298,6 +299,36 @@ fn hard_links(case: &Case) -> Verdict {
         tree.symlink("t", "a")?;
         tree.linked(&["s", "t"])?;
         tree.linked(&["fifo", "fifo2"])
+    })
+}
+
+/// A link needn't come after what it is a link to, nor that one; where it is replaced, its entry doesn't
+/// count.
+fn hard_links_before_their_targets(case: &Case) -> Verdict {
+    let link = Entry::hard_link;
+    let lower = [
+        link("a", "b"),
+        link("b", "d/z"),
+        link("d/c", "b"),
+        dir("d"),
+        file("d/z"),
+        Entry::file("old", "old"),
+    ];
+    let upper = [
+        link("e", "f"),
+        link("f", "g"),
+        file("g"),
+        link("h", "old"),
+        Entry::file("h", "new"),
+        link("i", "h"),
+    ];
+    look(case, &[&lower, &upper], |tree| {
+        tree.linked(&["a", "b", "d/c", "d/z"])?;
+        tree.file("a", "d/z")?;
+        tree.linked(&["e", "f", "g"])?;
+        tree.linked(&["h", "i"])?;
+        tree.file("i", "new")?;
+        tree.file("old", "old")
     })
 }
 
