@@ -2,7 +2,7 @@
 //! OUT, and what its options say.
 
 use super::bundle_store::{descendants, spawn};
-use super::bundle_world::{World, mounted, row};
+use super::bundle_world::{World, mounted, needs_overlay, row};
 use crate::case::{Bundle, Case, Output, text, until};
 use crate::harness::{Stop, Verdict};
 use crate::image::tar::{Entry, archive};
@@ -134,6 +134,7 @@ fn embedded_runs(case: &Case) -> Verdict {
 }
 
 fn overlays_run(case: &Case) -> Verdict {
+    needs_overlay(&case.directory)?;
     let world = World::new(case)?;
     let source = world.write(&program(case)?.layout())?;
     let store = world.directory.join("store");
@@ -436,6 +437,7 @@ fn look_at(pid: Option<i32>) -> Verdict {
 
 /// Commas and colons separate the options of an overlay mount, and its layers.
 fn odd_names(case: &Case) -> Verdict {
+    needs_overlay(&case.directory)?;
     let world = World::new(case)?;
     let source = world.write(&program(case)?.layout())?;
     for name in ["with,comma", "with:colon", "with\\backslash", "with space", "umläut", "-dash"] {

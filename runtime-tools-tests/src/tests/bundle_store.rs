@@ -1,7 +1,7 @@
 //! `bundle` that is killed, that isn't alone, that has a store; and `--verify`.
 
 use super::bundle_life::small;
-use super::bundle_world::{World, mounted, row, snapshot};
+use super::bundle_world::{World, mounted, needs_overlay, row, snapshot};
 use crate::case::{Case, Output, text, until};
 use crate::harness::{Stop, Verdict};
 use crate::image::tar::{Entry, archive};
@@ -169,6 +169,7 @@ fn killed(case: &Case) -> Verdict {
 }
 
 fn killed_with_a_store(case: &Case) -> Verdict {
+    needs_overlay(&case.directory)?;
     for way in ["--copy", "--overlay"] {
         let world = World::new(case)?;
         let store = world.directory.join("store");
@@ -186,6 +187,7 @@ fn interrupted(case: &Case) -> Verdict {
 }
 
 fn several_at_once(case: &Case) -> Verdict {
+    needs_overlay(&case.directory)?;
     let world = World::new(case)?;
     let source = world.write(&slow().layout())?;
     let store = world.directory.join("store");
@@ -213,6 +215,7 @@ fn several_at_once(case: &Case) -> Verdict {
 }
 
 fn gc_beside_an_unpacking_one(case: &Case) -> Verdict {
+    needs_overlay(&case.directory)?;
     let world = World::new(case)?;
     let source = world.write(&slow().layout())?;
     let store = world.directory.join("store");
@@ -236,6 +239,7 @@ fn gc_beside_an_unpacking_one(case: &Case) -> Verdict {
 }
 
 fn second_from_the_store(case: &Case) -> Verdict {
+    needs_overlay(&case.directory)?;
     let world = World::new(case)?;
     let image = small();
     let source = world.write(&image.layout())?;
@@ -261,6 +265,7 @@ fn second_from_the_store(case: &Case) -> Verdict {
 
 /// A layer in the store is what it is over those below it.
 fn layers_in_common(case: &Case) -> Verdict {
+    needs_overlay(&case.directory)?;
     let world = World::new(case)?;
     let directory = Layer::of(&[Entry::directory("d").mode(0o700), Entry::file("d/old", "")]);
     let link = Layer::of(&[Entry::directory("real"), Entry::symlink("d", "real")]);
@@ -327,6 +332,7 @@ fn disk(path: &Path) -> Verdict<u64> {
 }
 
 fn list_and_collect(case: &Case) -> Verdict {
+    needs_overlay(&case.directory)?;
     let world = World::new(case)?;
     let store = world.directory.join("store");
     let with = |option: &str| case.call(&["bundle", "--store", text(&store), option]);
@@ -410,6 +416,7 @@ fn damaged_store(case: &Case) -> Verdict {
 type Change = (&'static str, &'static str, fn(&Path) -> std::io::Result<()>);
 
 fn verify(case: &Case) -> Verdict {
+    needs_overlay(&case.directory)?;
     let world = World::new(case)?;
     let image = Image::new(&[
         Layer::of(&[

@@ -1,7 +1,7 @@
 //! What layers mean together: whiteouts, what replaces what, links from layer to layer. Each is looked
 //! at unpacked directly, copied from the store, and as an overlay.
 
-use super::bundle_world::{Tree, Way, look, look_at_image};
+use super::bundle_world::{Tree, Way, look, look_at_image, needs_user_attributes};
 use crate::case::Case;
 use crate::harness::Verdict;
 use crate::image::tar::{Entry, MTIME, archive};
@@ -243,6 +243,7 @@ fn directory_replaces_link(case: &Case) -> Verdict {
 }
 
 fn parents_without_entries(case: &Case) -> Verdict {
+    needs_user_attributes(case)?;
     let lower = [
         dir("d/").mode(0o2710).owner(11, 12).mtime(13).xattr("user.of", "d"),
         dir("d/e/").mode(0o700).mtime(14),
@@ -259,6 +260,7 @@ fn parents_without_entries(case: &Case) -> Verdict {
 }
 
 fn directories_are_merged(case: &Case) -> Verdict {
+    needs_user_attributes(case)?;
     let lower =
         [dir("d/").mode(0o700).owner(1, 1).xattr("user.old", "1"), file("d/old"), dir("./").mode(0o755)];
     let upper = [
@@ -338,6 +340,7 @@ fn same_file(tree: &Tree, paths: &[&str]) -> Verdict {
 }
 
 fn hard_links_across_layers(case: &Case) -> Verdict {
+    needs_user_attributes(case)?;
     let lower =
         [dir("d/"), Entry::file("d/a", "content").mode(0o4711).owner(5, 6).mtime(7).xattr("user.x", "y")];
     look(case, &[&lower, &[Entry::hard_link("b", "d/a")], &[Entry::hard_link("c", "b")]], |tree| {

@@ -51,7 +51,8 @@ impl<'a> World<'a> {
         fs::write(prize.join("directory/below"), "untouched")?;
         fs::set_permissions(prize.join("file"), Permissions::from_mode(0o640))?;
         symlink("file", prize.join("link"))?;
-        rustix::fs::setxattr(prize.join("file"), "user.prize", b"1", rustix::fs::XattrFlags::empty())?;
+        // Not every file system has such attributes; then none can be changed.
+        let _ = set_user_attribute(&prize.join("file"));
         let before = snapshot(&place)?;
         Ok(World { case, directory, place, prize, before, images: Cell::new(0) })
     }
@@ -224,7 +225,31 @@ pub fn look_at_image(case: &Case, image: &Image, check: impl Fn(&Tree) -> Verdic
     let world = World::new(case)?;
     let source = world.write(&image.layout())?;
     for way in WAYS {
+        if way == Way::Overlaid {
+            needs_overlay(&world.directory)?;
+        }
         row(&format!("{way:?}"), look_one_way(&world, way, &source, &check))?;
+    }
+    Ok(())
+}
+
+fn set_user_attribute(path: &Path) -> rustix::io::Result<()> {
+    rustix::fs::setxattr(path, "user.prize", b"1", rustix::fs::XattrFlags::empty())
+}
+
+/// Skips unless files there can have attributes of the user's.
+pub fn needs_user_attributes(case: &Case) -> Verdict {
+    if set_user_attribute(&case.directory).is_err() {
+        skip!("needs a file system with user.* attributes at {:?}", case.directory);
+    }
+    Ok(())
+}
+
+/// Skips unless an overlay can have its upper directory there: not on another overlay.
+pub fn needs_overlay(directory: &Path) -> Verdict {
+    let found = nix::sys::statfs::statfs(directory)?.filesystem_type();
+    if found == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC {
+        skip!("the overlay needs a file system that isn't one itself at {directory:?}");
     }
     Ok(())
 }
