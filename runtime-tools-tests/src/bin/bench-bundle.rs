@@ -17,7 +17,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 #[derive(Debug, Parser)]
@@ -123,9 +123,7 @@ fn measure(options: &Options) -> io::Result<usize> {
     let mut broken = 0;
     for table in tables(options)?.iter().filter(|table| table.name.contains(&options.only)) {
         if let Some(before) = &table.before {
-            let output = options.work.join("before");
-            run(options, before, &output, false)?;
-            discard(&output)?;
+            run(options, before, false)?;
         }
         let results = rounds(options, table)?;
         print(table, &results);
@@ -161,7 +159,7 @@ fn tables(options: &Options) -> io::Result<Vec<Table>> {
             name,
             before: None,
             subjects: vec![
-                damda(format!("exec {bundle} --store \"$TMP/store\" oci:{images}/{image}/oci \"$OUT\"")),
+                damda(format!("exec {bundle} oci:{images}/{image}/oci \"$OUT\"")),
                 umoci(format!("exec umoci unpack --image {images}/{image}/oci \"$OUT\"")),
                 Subject { name: "gzip | tar", script: format!("mkdir \"$OUT\"\n{tar}") },
                 Subject { name: "and sync", script: format!("mkdir \"$OUT\"\n{tar} sync -f \"$OUT\"") },
@@ -177,7 +175,7 @@ fn tables(options: &Options) -> io::Result<Vec<Table>> {
             name,
             before: None,
             subjects: vec![
-                damda(format!("exec {bundle} --store \"$TMP/store\" docker://{registry}/{image} \"$OUT\"")),
+                damda(format!("exec {bundle} docker://{registry}/{image} \"$OUT\"")),
                 umoci(format!("{copy} && umoci unpack --image \"$TMP/image\" \"$OUT\"")),
             ],
             bounds: vec![Bound::Ratio("damda", "umoci", 0.6)],
@@ -192,6 +190,10 @@ fn tables(options: &Options) -> io::Result<Vec<Table>> {
             subjects: vec![
                 Subject { name: "--overlay", script: format!("exec {}", again("--overlay")) },
                 Subject { name: "--copy", script: format!("exec {}", again("--copy")) },
+                Subject {
+                    name: "umoci",
+                    script: format!("exec umoci unpack --image {images}/{image}/oci \"$OUT\""),
+                },
             ],
             bounds: vec![Bound::Time("--overlay", Duration::from_millis(50))],
         });
@@ -217,9 +219,7 @@ fn rounds(options: &Options, table: &Table) -> io::Result<Vec<Result>> {
     for round in 0..=options.rounds {
         for place in 0..count {
             let index = (round + place) % count;
-            let output = options.work.join("out");
-            let (cost, pss) = run(options, &table.subjects[index].script, &output, round == 0)?;
-            discard(&output)?;
+            let (cost, pss) = run(options, &table.subjects[index].script, round == 0)?;
             if round > 0 {
                 results[index].costs.push(cost);
             } else {
@@ -230,16 +230,20 @@ fn rounds(options: &Options, table: &Table) -> io::Result<Vec<Result>> {
     Ok(results)
 }
 
-/// Runs a script, and cleans up but for its output. The second value is the peak of memory, if asked for.
-fn run(options: &Options, script: &str, output: &Path, sample: bool) -> io::Result<(Cost, u64)> {
-    let temporary = options.work.join("tmp");
+/// Runs a script, and removes what it has made. The second value is the peak of memory, if asked for.
+fn run(options: &Options, script: &str, sample: bool) -> io::Result<(Cost, u64)> {
+    // Another name each time: see hack/bench-bundle on ext4.
+    static RUNS: AtomicUsize = AtomicUsize::new(0);
+    let number = RUNS.fetch_add(1, Ordering::Relaxed);
+    let (output, temporary) =
+        (options.work.join(format!("out-{number}")), options.work.join(format!("tmp-{number}")));
     fs::create_dir(&temporary)?;
     // What was written before is not this one's to pay for.
     nix::unistd::sync();
     let began = Instant::now();
     let child = Command::new("sh")
         .args(["-ec", script])
-        .env("OUT", output)
+        .env("OUT", &output)
         .env("TMP", &temporary)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -256,6 +260,7 @@ fn run(options: &Options, script: &str, output: &Path, sample: bool) -> io::Resu
     let (cpu, largest, status) = waited?;
     let cost = Cost { wall: began.elapsed(), cpu, largest };
     while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
+    discard(&output)?;
     discard(&temporary)?;
     if status == 0 { Ok((cost, pss)) } else { Err(io::Error::other(format!("{script}: status {status:#x}"))) }
 }
