@@ -94,12 +94,7 @@ impl Layer<'_> {
 
     fn entry<R: BufRead>(&mut self, entry: &Entry, archive: &mut Archive<R>) -> Result<Vec<Dropped>> {
         let path = tree::inner(&entry.path)?;
-        check(
-            "directories in the path",
-            path.components().count() as u64,
-            self.limits.depth as u64,
-            "--max-depth",
-        )?;
+        self.check_depth(&path)?;
         check("bytes of the file", entry.size, self.limits.size, "--max-size")?;
         let Some((parent, name)) = tree::split(&path) else { return self.root(entry) };
         if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
@@ -107,6 +102,7 @@ impl Layer<'_> {
         }
         let place = self.parent(parent)?;
         let at = place.path.join(name);
+        self.check_depth(&at)?; // links on the way may have led deeper
         self.report.links.remove(&at);
         let result = match entry.kind {
             Kind::Directory => self.directory(&place, name, &at, entry),
@@ -117,6 +113,11 @@ impl Layer<'_> {
         };
         self.last = Some((parent.to_owned(), place));
         result
+    }
+
+    fn check_depth(&self, path: &Path) -> Result<()> {
+        let depth = path.components().count() as u64;
+        check("directories in the path", depth, self.limits.depth as u64, "--max-depth")
     }
 
     /// The directory that an entry is in.
@@ -299,12 +300,16 @@ impl Layer<'_> {
 
     /// What can only be done when all entries are there.
     fn finish(mut self) -> Result<Report> {
-        // A link may come before its target.
-        for (at, target) in std::mem::take(&mut self.report.links) {
-            let Some((parent, name)) = tree::split(&at) else { continue };
-            let place = self.tree.directory(parent)?;
-            if !self.link(&place, name, &at, &target)? {
-                self.report.links.insert(at, target);
+        // A link may come before its target, which may be a link that does, too.
+        let mut before = usize::MAX;
+        while self.report.links.len() < before {
+            before = self.report.links.len();
+            for (at, target) in std::mem::take(&mut self.report.links) {
+                let Some((parent, name)) = tree::split(&at) else { continue };
+                let place = self.tree.directory(parent)?;
+                if !self.link(&place, name, &at, &target)? {
+                    self.report.links.insert(at, target);
+                }
             }
         }
         for (path, acl) in std::mem::take(&mut self.defaults) {
