@@ -205,6 +205,14 @@ impl Entry {
     }
 }
 
+/// For messages: its type, its name, what it is a link to.
+impl std::fmt::Display for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (kind, name) = (self.kind.escape_ascii(), self.name.escape_ascii());
+        write!(f, "{kind} {name} {}", self.link.escape_ascii())
+    }
+}
+
 /// A number as wide as the field: octal where it fits, base-256 where it doesn't or is negative.
 pub fn number(value: i64, width: usize) -> Vec<u8> {
     let octal = format!("{value:0digits$o}\0", digits = width - 1);

@@ -43,10 +43,8 @@ fn image(layers: &[&[Entry]]) -> Image {
 fn refused(world: &World, layers: &[&[Entry]], words: &[&str]) -> Verdict {
     let layer = format!("layer {} (sha256:", layers.len());
     let output = world.bundle_image(&[], &image(layers))?;
-    row(
-        &format!("{:?}", layers.last().and_then(|entries| entries.last())),
-        world.left_nothing(output, &[&[layer.as_str()], words].concat()),
-    )
+    let last = layers.last().and_then(|entries| entries.last()).map(Entry::to_string);
+    row(&last.unwrap_or_default(), world.left_nothing(output, &[&[layer.as_str()], words].concat()))
 }
 
 /// The image is unpacked, and `path` is in the root: what was to be outside.

@@ -150,7 +150,7 @@ fn names_in_oci_archives(case: &Case) -> Verdict {
                 [world.bundle(&[], &source)?, world.bundle_stdin(&[], &source["oci-archive:".len()..])?]
             {
                 ensure!(matches!(output.status, 0 | 1), "status {}: {:?}", output.status, output.stderr);
-                row(&format!("{:?}", entries[0]), world.unchanged())?;
+                row(&entries[0].to_string(), world.unchanged())?;
                 world.remove_out()?;
             }
         }
