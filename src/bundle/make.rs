@@ -83,7 +83,6 @@ pub fn make(arguments: &Arguments, ids: &Ids, progress: &Progress) -> Result<Str
     write_json(&staging.path.join(ORIGIN), &origin)?;
     phases.end("configuration");
     let layers = made.layers;
-    fs::set_permissions(&staging.path, std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
     staging.finish(&to)?;
     phases.end("sync");
     notes.iter().for_each(|note| progress.warn(note));

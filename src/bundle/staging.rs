@@ -35,8 +35,9 @@ fn open(path: &Path) -> nix::Result<OwnedFd> {
 }
 
 impl Staging {
-    /// Makes a directory for what will be `name` in `parent`, and removes what was left of earlier
-    /// ones for the same name.
+    /// Makes a directory for what will be `name` in `parent`, and removes what was left of earlier ones for
+    /// the same name. It is for its owner alone: other users of this host must not reach an image's setuid
+    /// programs (as in CVE-2024-25621).
     pub fn make(parent: &Path, name: &OsStr) -> Result<Self> {
         remove_left(parent, &prefix(name))?;
         loop {

@@ -94,11 +94,6 @@ impl Store {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
             made.doing(|| format!("the store: mkdir({path:?})"))?;
         }
-        // Containers of another user's go through it to their layers, but list nothing.
-        for directory in ["", "l", "layers", "empty"] {
-            let path = path.join(directory);
-            fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
-        }
         let path = path.canonicalize()?;
         let lock = lock(&path.join("lock"), FlockArg::LockShared)?;
         Ok(Store { path, _lock: lock })
@@ -138,8 +133,6 @@ impl Store {
         let mut file = File::create_new(made.join("layer.json"))?;
         file.write_all(&text)?;
         file.sync_all()?;
-        // The unpacked root may have any mode; what is around it has to let others through.
-        fs::set_permissions(made, std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
         let path = self.path.join("layers").join(id);
         match signals::complete(made, || fs::rename(made, &path)) {
             Ok(()) => {}

@@ -27,6 +27,7 @@ tests![
     "whiteouts: AUFS's own files" => files_of_aufs,
     "overlayfs: what hides files in one" => marks_of_overlay,
     "fifos and devices are not opened" => fifos_and_devices_are_not_opened,
+    "containerd CVE-2024-25621: other users reach an image's setuid programs" => setuid_programs_are_out_of_reach,
     "docker CVE-2019-14271: files with the names of the bundle's own" => files_of_the_bundle,
     "control characters in messages" => control_characters,
 ];
@@ -471,6 +472,23 @@ fn files_of_the_bundle(case: &Case) -> Verdict {
     ensure!(config.contains("ociVersion"), "config.json is the image's: {config:?}");
     ensure_eq!(fs::read_to_string(world.rootfs().join("config.json"))?, "hostile", "the image's own");
     ensure_eq!(fs::metadata(world.rootfs().join("rootfs"))?.mode() & 0o7777, 0o777, "its mode");
+    Ok(())
+}
+
+fn setuid_programs_are_out_of_reach(case: &Case) -> Verdict {
+    let world = World::new(case)?;
+    let store = world.directory.join("store");
+    let store = store.to_string_lossy();
+    for options in [&[][..], &["--store", &store, "--overlay"]] {
+        world.bundle_image(options, &image(&[&[file("su").mode(0o4755)]]))?.succeeded()?;
+        ensure_eq!(fs::metadata(world.out())?.mode() & 0o7777, 0o700, "the bundle's mode with {options:?}");
+        world.remove_out()?;
+    }
+    for entry in fs::read_dir(format!("{store}/root"))? {
+        let (path, mode) = entry.map(|entry| (entry.path(), entry.metadata().map(|data| data.mode())))?;
+        let directory = path.is_dir();
+        ensure!(!directory || mode? & 0o077 == 0, "others reach {path:?}");
+    }
     Ok(())
 }
 
