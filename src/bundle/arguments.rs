@@ -21,7 +21,13 @@ use std::path::PathBuf;
 ///   dir:ROOTFS                       a root file system that is there already
 ///   embedded:                        an image of one small program, which damda brings along
 #[derive(Debug, Parser)]
-#[command(name = "damda bundle", verbatim_doc_comment, disable_version_flag = true, max_term_width = 100)]
+#[command(
+    name = "damda bundle",
+    bin_name = "damda bundle",
+    verbatim_doc_comment,
+    disable_version_flag = true,
+    max_term_width = 100
+)]
 pub struct Arguments {
     /// what to make a bundle from
     pub image: Option<String>,

@@ -175,8 +175,17 @@ impl Layer<'_> {
             other => return other.doing(|| format!("make {name:?}")),
         }
         let at = place.path.join(name);
-        self.report.implicit.retain(|path| !path.starts_with(&at));
-        self.report.links.retain(|path, _| !path.starts_with(&at));
+        // What is below a path comes after it in order.
+        let below = |path: &&Inner| path.starts_with(&at);
+        let implicit: Vec<_> = self.report.implicit.range(at.clone()..).take_while(below).cloned().collect();
+        for path in &implicit {
+            self.report.implicit.remove(path);
+        }
+        let links: Vec<_> =
+            self.report.links.range(at.clone()..).map(|(path, _)| path).take_while(below).cloned().collect();
+        for path in &links {
+            self.report.links.remove(path);
+        }
         tree::remove(place.directory.as_fd(), name)?;
         call().doing(|| format!("make {name:?}"))
     }

@@ -57,11 +57,14 @@ fn isolate() -> Result<()> {
     let nothing = None::<&str>;
     mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)
         .doing(|| "mount(\"/\", MS_PRIVATE)".into())?;
-    let flags = MsFlags::MS_BIND | MsFlags::MS_NOSUID;
-    mount(Some("."), ".", nothing, flags, nothing).doing(|| "mount(\".\", MS_BIND)".into())?;
+    mount(Some("."), ".", nothing, MsFlags::MS_BIND, nothing).doing(|| "mount(\".\", MS_BIND)".into())?;
     // The working directory is below what was just mounted: it is entered by its path from the parent.
     let here = nix::unistd::getcwd()?;
     chdir(&here).doing(|| format!("chdir({here:?})"))?;
+    // Nothing of the layer is executed or opened as a device here.
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(nothing, ".", nothing, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags, nothing)
+        .doing(|| "mount(\".\", MS_REMOUNT)".into())?;
     pivot_root(".", ".").doing(|| "pivot_root".into())?;
     umount2(".", MntFlags::MNT_DETACH).doing(|| "umount2(MNT_DETACH)".into())?;
     chdir("/").doing(|| "chdir(\"/\")".into())
@@ -70,18 +73,10 @@ fn isolate() -> Result<()> {
 /// Keeps what making files needs. CAP_SYS_ADMIN is for `trusted.*` attributes.
 fn drop_capabilities() -> Result<()> {
     use Capability::*;
-    let needed: CapsHashSet = [
-        CAP_CHOWN,
-        CAP_DAC_OVERRIDE,
-        CAP_DAC_READ_SEARCH,
-        CAP_FOWNER,
-        CAP_FSETID,
-        CAP_MKNOD,
-        CAP_SETFCAP,
-        CAP_SYS_ADMIN,
-    ]
-    .into_iter()
-    .collect();
+    let needed: CapsHashSet =
+        [CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_MKNOD, CAP_SETFCAP, CAP_SYS_ADMIN]
+            .into_iter()
+            .collect();
     let set = || -> std::result::Result<(), caps::errors::CapsError> {
         let held = caps::read(None, CapSet::Permitted)?;
         let kept: CapsHashSet = held.intersection(&needed).copied().collect();
