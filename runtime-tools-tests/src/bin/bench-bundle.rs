@@ -325,7 +325,7 @@ fn print(table: &Table, results: &[Result]) {
             result.costs.iter().map(|cost| cost.wall).min().unwrap_or_default().as_secs_f64() * 1000.0;
         let cpu = result.median(|cost| cost.cpu);
         println!(
-            "  {:<24} {least:>8.1} {:>8.1} {:>7.2} {cpu:>8.1} {:>7.2} {:>8.1} {:>8.1}",
+            "  {:<24} {least:>8.1} {:>8.1} {:>7.3} {cpu:>8.1} {:>7.3} {:>8.1} {:>8.1}",
             subject.name,
             result.wall(),
             result.wall() / reference.wall(),

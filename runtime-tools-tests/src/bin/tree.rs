@@ -293,3 +293,94 @@ fn text(name: &OsStr) -> String {
         Err(_) => name.to_os_string().into_vec().escape_ascii().to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::time::{Duration, SystemTime};
+
+    /// What differs, as `WHAT PATH`.
+    fn differences(left: &Path, right: &Path, more: &[&str]) -> Vec<String> {
+        let paths = [left.as_os_str(), right.as_os_str()];
+        let arguments = [OsStr::new("tree")].into_iter().chain(paths).chain(more.iter().map(OsStr::new));
+        let found = compare(&Options::parse_from(arguments)).expect("both are there");
+        found.into_iter().map(|difference| format!("{} {}", difference.what, difference.path)).collect()
+    }
+
+    #[test]
+    fn every_kind_of_difference_is_found() {
+        let top = tempfile::tempdir().expect("a directory");
+        let sides = ["left", "right"].map(|name| top.path().join(name));
+        for side in &sides {
+            fs::create_dir(side).expect("mkdir");
+            for name in ["mode", "content", "size", "time", "a", "linked", "type"] {
+                fs::write(side.join(name), "text").expect("write");
+            }
+            symlink("somewhere", side.join("target")).expect("symlink");
+            let hole = File::create(side.join("hole")).expect("create");
+            hole.set_len(1 << 30).expect("truncate");
+            hole.write_at(b"end", (1 << 30) - 3).expect("write");
+        }
+        let now = SystemTime::now();
+        let set_times = |side: &Path| {
+            for entry in fs::read_dir(side).expect("readdir").flatten() {
+                if entry.file_type().is_ok_and(|of| of.is_file()) {
+                    File::open(entry.path()).and_then(|file| file.set_modified(now)).expect("utimens");
+                }
+            }
+            let link = rustix::fs::Timespec { tv_sec: 1, tv_nsec: 1 };
+            let times = rustix::fs::Timestamps { last_access: link, last_modification: link };
+            let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+            rustix::fs::utimensat(rustix::fs::CWD, side.join("target"), &times, flags).expect("utimensat");
+            File::open(side).and_then(|directory| directory.set_modified(now)).expect("utimens");
+        };
+        sides.iter().for_each(|side| set_times(side));
+        assert_eq!(differences(&sides[0], &sides[1], &[]), [""; 0]);
+
+        let right = &sides[1];
+        fs::set_permissions(right.join("mode"), PermissionsExt::from_mode(0o600)).expect("chmod");
+        fs::write(right.join("content"), "tent").expect("write");
+        fs::write(right.join("size"), "longer").expect("write");
+        File::options()
+            .write(true)
+            .open(right.join("hole"))
+            .and_then(|hole| hole.write_at(b"x", 7))
+            .expect("write");
+        fs::remove_file(right.join("linked")).expect("unlink");
+        fs::hard_link(right.join("a"), right.join("linked")).expect("link");
+        fs::remove_file(right.join("target")).expect("unlink");
+        symlink("elsewhere", right.join("target")).expect("symlink");
+        fs::remove_file(right.join("type")).expect("unlink");
+        symlink("text", right.join("type")).expect("symlink");
+        fs::write(right.join("name"), "").expect("write");
+        set_times(right);
+        let later = now + Duration::from_nanos(1);
+        File::open(right.join("time")).and_then(|file| file.set_modified(later)).expect("utimens");
+        assert_eq!(
+            differences(&sides[0], right, &[]),
+            [
+                "links a",
+                "content content",
+                "content hole",
+                "links linked",
+                "mode mode",
+                "name name",
+                "size size",
+                "target target",
+                "time time",
+                "type type"
+            ]
+        );
+    }
+
+    #[test]
+    fn owners_are_mapped() {
+        let parse = |maps: &[&str]| Options::parse_from([&["tree", "a", "b"], maps].concat());
+        let options = parse(&["--map", "0:54321:1", "--map", "1:100000:10"]);
+        assert_eq!(mapped(&options, 0), Some(54321));
+        assert_eq!(mapped(&options, 10), Some(100_009));
+        assert_eq!(mapped(&options, 11), None);
+        assert_eq!(mapped(&parse(&[]), 11), Some(11));
+    }
+}
